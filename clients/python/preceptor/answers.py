@@ -1,0 +1,150 @@
+"""What the service answers, as a trainer sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preceptor.runs import RunSpec, seconds
+from preceptor.v1 import selection_pb2
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of one super-batch went inside the gateway, in seconds.
+
+    Attributes:
+        receive_s: from the header to the last chunk.
+        decode_s: decoding and validating.
+        losses_s: from the first micro-batch handed out to the last loss back.
+        select_s: scores and selection.
+        total_s: from the header to the answer.
+        forward_s: forward passes, summed over micro-batches.
+        rescored_micro_batches: micro-batches scored again after a scorer was lost.
+    """
+
+    receive_s: float
+    decode_s: float
+    losses_s: float
+    select_s: float
+    total_s: float
+    forward_s: float
+    rescored_micro_batches: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The answer to one super-batch of B candidates.
+
+    Attributes:
+        step: as asked.
+        rank: as asked.
+        indices: int64 `[b]`, positions in the super-batch, in the order drawn, all different.
+        scores: float32 `[B]`, the score of every candidate, NaN where a loss was not finite; empty
+            where `is_fallback`.
+        learner_version: the one version behind every score; None where none was used.
+        learner_step: the step at which that version was pushed.
+        staleness_steps: `step - learner_step`.
+        is_fallback: drawn uniformly because of the deadline or staleness policy of the run.
+        non_finite_count: candidates left out because their score was not finite.
+        timings: where the time went.
+    """
+
+    step: int
+    rank: int
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    learner_version: int | None
+    learner_step: int | None
+    staleness_steps: int | None
+    is_fallback: bool
+    non_finite_count: int
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Losses and scores of one super-batch of B candidates, nothing selected.
+
+    Attributes:
+        learner_losses: float32 `[B]`, or None where the score rule needs none.
+        reference_losses: float32 `[B]`, or None where the score rule needs none.
+        scores: float32 `[B]`.
+        learner_version: the one version behind every loss; None where none was used.
+        learner_step: the step at which that version was pushed.
+        timings: where the time went.
+    """
+
+    learner_losses: NDArray[np.float32] | None
+    reference_losses: NDArray[np.float32] | None
+    scores: NDArray[np.float32]
+    learner_version: int | None
+    learner_step: int | None
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class PushedWeights:
+    """Weights that are durable in the service.
+
+    Attributes:
+        version: committed version, 1 for the first.
+        step: the trainer's step that they belong to.
+        digest: `"sha256:..."` of the safetensors file.
+        replicas_loaded: scorer replicas that had loaded them when the push was answered.
+        replicas_asked: scorer replicas that were asked to.
+    """
+
+    version: int
+    step: int
+    digest: str
+    replicas_loaded: int
+    replicas_asked: int
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run as the answering gateway sees it; counters are of that gateway since it started.
+
+    Attributes:
+        spec: the settings.
+        create_time_s: seconds since the epoch.
+        micro_batch_rows: rows of one forward pass.
+        learner_version: latest committed version, or None.
+        learner_step: the step at which it was pushed, or None.
+        reference_digest: digest of the reference, or None.
+        last_step: highest step answered, or None.
+        super_batches: super-batches answered.
+        candidates: examples offered in them.
+        selected: examples selected.
+        fallbacks: answers that fell back to uniform selection.
+        failures: super-batches that ended in an error.
+    """
+
+    spec: RunSpec
+    create_time_s: float
+    micro_batch_rows: int
+    learner_version: int | None
+    learner_step: int | None
+    reference_digest: str | None
+    last_step: int | None
+    super_batches: int
+    candidates: int
+    selected: int
+    fallbacks: int
+    failures: int
+
+
+def timings_from_proto(message: selection_pb2.StageTimings) -> Timings:
+    """Returns the timings that `message` carries."""
+    return Timings(
+        receive_s=seconds(message.receive),
+        decode_s=seconds(message.decode),
+        losses_s=seconds(message.losses),
+        select_s=seconds(message.select),
+        total_s=seconds(message.total),
+        forward_s=seconds(message.forward),
+        rescored_micro_batches=message.rescored_micro_batches,
+    )

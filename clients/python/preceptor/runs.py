@@ -1,0 +1,188 @@
+"""`RunSpec`: what a trainer wants selected, and how; its translation to and from the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+
+from preceptor.v1 import run_pb2
+
+ConfigValue = bool | int | float | str | Sequence[int] | Sequence[float]
+"""One setting of an architecture."""
+
+P = TypeVar("P")
+V = TypeVar("V")
+
+StalePolicy = Literal["wait", "serve", "uniform"]
+DeadlinePolicy = Literal["raise", "uniform"]
+
+_STALE_POLICIES: dict[StalePolicy, run_pb2.StalePolicy.ValueType] = {
+    "wait": run_pb2.STALE_POLICY_WAIT,
+    "serve": run_pb2.STALE_POLICY_SERVE,
+    "uniform": run_pb2.STALE_POLICY_UNIFORM,
+}
+_DEADLINE_POLICIES: dict[DeadlinePolicy, run_pb2.DeadlinePolicy.ValueType] = {
+    "raise": run_pb2.DEADLINE_POLICY_RAISE,
+    "uniform": run_pb2.DEADLINE_POLICY_UNIFORM,
+}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Settings of one run, fixed for its life. The service checks them when the run is created.
+
+    Attributes:
+        run_id: name, `[a-z0-9][a-z0-9-]{0,62}`.
+        task: what the examples are and which loss scores them: `"classification"`.
+        model: architecture of the learner copy, by its name in the service, e.g. `"small_cnn"`.
+        model_config: the architecture's settings.
+        reference_model: architecture of the reference; default: the same as `model`.
+        reference_model_config: its settings; only together with `reference_model`.
+        reference_digest: digest of a reference that the service already holds, as
+            `Run.push_reference` returned it; default: none, push one.
+        score: `"learnability"`, `"hard_learner"`, `"easy_reference"` or `"uniform"`.
+        selector: `"softmax"`, `"top_k"` or `"uniform"`.
+        temperature: scores are divided by it before the softmax; above 0.
+        seed: of the run's random streams; 0 or above.
+        max_staleness_steps: how many steps the learner copy may lag behind; None: no bound.
+        on_stale: beyond that bound `"wait"` for a push until the deadline, `"serve"` all the same,
+            or select `"uniform"`ly and say so (`Selection.is_fallback`).
+        deadline_s: seconds from the last byte of a super-batch to its answer; None: the service's
+            configured limit.
+        on_deadline: at the deadline `"raise"` `DeadlineExceededError` or select `"uniform"`ly.
+
+    Source: Evans et al., arXiv 2312.05328, Algorithm 1. The temperature is ours; 1 is the paper's.
+    """
+
+    run_id: str
+    model: str
+    model_config: Mapping[str, ConfigValue] = field(default_factory=dict)
+    task: str = "classification"
+    reference_model: str | None = None
+    reference_model_config: Mapping[str, ConfigValue] = field(default_factory=dict)
+    reference_digest: str | None = None
+    score: str = "learnability"
+    selector: str = "softmax"
+    temperature: float = 1.0
+    seed: int = 0
+    max_staleness_steps: int | None = None
+    on_stale: StalePolicy = "uniform"
+    deadline_s: float | None = None
+    on_deadline: DeadlinePolicy = "raise"
+
+    def __post_init__(self) -> None:
+        if self.reference_model is None and self.reference_model_config:
+            raise ValueError("reference_model_config is given without reference_model; name the architecture too")
+        if self.on_stale not in _STALE_POLICIES:
+            raise ValueError(f"on_stale is {self.on_stale!r}; choose one of {sorted(_STALE_POLICIES)}")
+        if self.on_deadline not in _DEADLINE_POLICIES:
+            raise ValueError(f"on_deadline is {self.on_deadline!r}; choose one of {sorted(_DEADLINE_POLICIES)}")
+
+
+def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
+    """Returns the wire form of `spec`.
+
+    Raises:
+        TypeError: a value of a model config has a type that the contract does not know.
+    """
+    message = run_pb2.RunSpec(
+        run_id=spec.run_id,
+        task=spec.task,
+        model=_model_to_proto(spec.model, spec.model_config),
+        reference_digest=spec.reference_digest,
+        score=spec.score,
+        selector=spec.selector,
+        temperature=spec.temperature,
+        seed=spec.seed,
+        max_staleness_steps=spec.max_staleness_steps,
+        on_stale=_STALE_POLICIES[spec.on_stale],
+        on_deadline=_DEADLINE_POLICIES[spec.on_deadline],
+    )
+    if spec.reference_model is not None:
+        message.reference_model.CopyFrom(_model_to_proto(spec.reference_model, spec.reference_model_config))
+    if spec.deadline_s is not None:
+        message.deadline.FromNanoseconds(round(spec.deadline_s * 1e9))
+    return message
+
+
+def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
+    """Returns the spec that `message` carries.
+
+    Raises:
+        ValueError: a required policy is not set, or a model setting is empty.
+    """
+    has_reference = message.HasField("reference_model")
+    return RunSpec(
+        run_id=message.run_id,
+        task=message.task,
+        model=message.model.architecture,
+        model_config=_config_from_proto(message.model),
+        reference_model=message.reference_model.architecture if has_reference else None,
+        reference_model_config=_config_from_proto(message.reference_model) if has_reference else {},
+        reference_digest=message.reference_digest if message.HasField("reference_digest") else None,
+        score=message.score,
+        selector=message.selector,
+        temperature=message.temperature,
+        seed=message.seed,
+        max_staleness_steps=message.max_staleness_steps if message.HasField("max_staleness_steps") else None,
+        on_stale=_policy("on_stale", _STALE_POLICIES, message.on_stale),
+        deadline_s=seconds(message.deadline) if message.HasField("deadline") else None,
+        on_deadline=_policy("on_deadline", _DEADLINE_POLICIES, message.on_deadline),
+    )
+
+
+def seconds(duration: Duration) -> float:
+    """Returns a wire duration in seconds, whatever its fields hold."""
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _policy(name: str, policies: Mapping[P, V], value: V) -> P:
+    for policy, known in policies.items():
+        if known == value:
+            return policy
+    raise ValueError(f"{name} is {value}; choose one of {sorted(map(str, policies))}")
+
+
+def _model_to_proto(architecture: str, config: Mapping[str, ConfigValue]) -> run_pb2.ModelSpec:
+    return run_pb2.ModelSpec(
+        architecture=architecture, config={name: _value_to_proto(name, value) for name, value in config.items()}
+    )
+
+
+def _value_to_proto(name: str, value: ConfigValue) -> run_pb2.ConfigValue:
+    match value:
+        case bool():
+            return run_pb2.ConfigValue(bool_value=value)
+        case int():
+            return run_pb2.ConfigValue(int_value=value)
+        case float():
+            return run_pb2.ConfigValue(float_value=value)
+        case str():
+            return run_pb2.ConfigValue(string_value=value)
+        case list() | tuple() if all(type(item) is int for item in value):
+            return run_pb2.ConfigValue(int_list=run_pb2.IntList(values=value))
+        case list() | tuple() if all(type(item) in (int, float) for item in value):
+            return run_pb2.ConfigValue(float_list=run_pb2.FloatList(values=value))
+    raise TypeError(
+        f"model_config[{name!r}] is a {type(value).__name__}; give a bool, int, float, str, or a list of int or float"
+    )
+
+
+def _config_from_proto(model: run_pb2.ModelSpec) -> dict[str, ConfigValue]:
+    return {name: _value_from_proto(name, value) for name, value in sorted(model.config.items())}
+
+
+def _value_from_proto(name: str, value: run_pb2.ConfigValue) -> ConfigValue:
+    match value.WhichOneof("kind"):
+        case "int_list":
+            return tuple(value.int_list.values)
+        case "float_list":
+            return tuple(value.float_list.values)
+        case None:
+            raise ValueError(f"model config setting {name!r} is empty")
+        case kind:
+            scalar: bool | int | float | str = getattr(value, kind)
+            return scalar

@@ -1,0 +1,58 @@
+"""What client and gateway must agree on beside the messages: method paths and limits of a message.
+
+Both sides read the methods from the compiled contract, so a path is never spelled out by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from preceptor.v1 import selection_pb2, weights_pb2
+
+MESSAGE_OVERHEAD_BYTES = 64 * 1024
+"""Room for the fields around `Chunk.data` when a message size limit is derived from a chunk size."""
+
+SERVICES: tuple[ServiceDescriptor, ...] = (
+    selection_pb2.DESCRIPTOR.services_by_name["SelectionService"],
+    weights_pb2.DESCRIPTOR.services_by_name["WeightsService"],
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One rpc of the contract."""
+
+    service: str
+    name: str
+    request: type[Message]
+    response: type[Message]
+    client_streaming: bool
+    server_streaming: bool
+
+    @property
+    def path(self) -> str:
+        """Path on the wire, e.g. `/preceptor.v1.SelectionService/Select`."""
+        return f"/{self.service}/{self.name}"
+
+
+def _method(service: ServiceDescriptor, method: MethodDescriptor) -> Method:
+    return Method(
+        service=service.full_name,
+        name=method.name,
+        request=GetMessageClass(method.input_type),
+        response=GetMessageClass(method.output_type),
+        client_streaming=method.client_streaming,
+        server_streaming=method.server_streaming,
+    )
+
+
+def methods() -> Iterator[Method]:
+    """Yields every rpc of the contract."""
+    for service in SERVICES:
+        for method in service.methods:
+            yield _method(service, method)

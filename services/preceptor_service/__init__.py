@@ -1,0 +1,1 @@
+"""The Preceptor service: gateway, pipeline, scorers and weight store."""

@@ -1,0 +1,153 @@
+"""`ServiceConfig`: every setting of the service, read once, unknown keys refused.
+
+The Helm chart passes its `config:` through unchanged, so this module is also the chart's reference.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MIB = 1024 * 1024
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the text names each setting, its value and the limit."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GatewayConfig(_Section):
+    """The gRPC server that trainers talk to."""
+
+    host: str = Field("0.0.0.0", description="Address to listen on.")
+    port: Port = Field(7600, description="Port to listen on; 0 takes a free one.")
+    replicas: Positive = Field(1, description="Gateways, at most one per node.")
+    num_cpus: float = Field(0.0, ge=0, description="CPUs that Ray reserves for each gateway.")
+    max_streams: Positive = Field(256, description="Open Select streams per gateway.")
+    window_bytes: Positive = Field(128 * MIB, description="Unanswered bytes per Select stream.")
+    max_super_batch_bytes: Positive = Field(64 * MIB, description="Largest body of one super-batch.")
+    max_super_batch_rows: Positive = Field(1_000_000, description="Largest B.")
+    max_chunk_bytes: Positive = Field(4 * MIB, description="Largest piece of a body in one message.")
+    in_flight_bytes: Positive = Field(
+        64 * MIB, description="Bytes of micro-batches that scorers of one gateway hold at once, over all streams."
+    )
+    drain_s: PositiveSeconds = Field(30.0, description="Time to finish what was accepted when stopping.")
+    deadline_s: PositiveSeconds = Field(60.0, description="Longest answer where a run names no deadline.")
+    answer_cache_bytes: int = Field(64 * MIB, ge=0, description="Answers kept for repeated steps, over all runs.")
+
+    @model_validator(mode="after")
+    def _window_holds_a_super_batch(self) -> GatewayConfig:
+        if self.max_super_batch_bytes > self.window_bytes:
+            raise ValueError(
+                f"max_super_batch_bytes {self.max_super_batch_bytes} is above window_bytes {self.window_bytes}; "
+                "such a super-batch could never be sent"
+            )
+        return self
+
+
+class MetricsConfig(_Section):
+    """The Prometheus endpoint of each gateway."""
+
+    enabled: bool = Field(True, description="Whether to serve metrics.")
+    host: str = Field("0.0.0.0", description="Address to listen on.")
+    port: Port = Field(9464, description="Port to listen on; 0 takes a free one.")
+
+
+class ScorerConfig(_Section):
+    """The scorers, each with one device."""
+
+    replicas: Positive = Field(1, description="Scorers to start; the lower bound where autoscaling.")
+    max_replicas: Positive | None = Field(None, description="Upper bound of autoscaling; none: a fixed number.")
+    num_cpus: float = Field(1.0, ge=0, description="CPUs that Ray reserves for each scorer.")
+    num_gpus: float | None = Field(None, ge=0, description="GPUs for each; none: 1 where the cluster has one, else 0.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run.")
+    threads: Positive | None = Field(None, description="Threads of one forward pass; none: num_cpus rounded up.")
+    model_bytes: Positive = Field(4096 * MIB, description="Weights that one scorer holds; least recently used out.")
+    micro_batch_rows: Positive = Field(256, description="Rows of one forward pass, fixed per run at its creation.")
+    max_ongoing: Positive = Field(4, description="Micro-batches that one scorer queues before others are tried.")
+
+
+class WeightsConfig(_Section):
+    """The durable store of runs and weights."""
+
+    path: Path = Field(Path("preceptor-store"), description="Directory, the same for every gateway and scorer.")
+    keep_versions: Annotated[int, Field(ge=2)] = Field(4, description="Learner versions kept per run.")
+    max_bytes: Positive = Field(4096 * MIB, description="Largest set of weights.")
+
+
+class LimitsConfig(_Section):
+    """Bounds on what clients may create."""
+
+    max_runs: Positive = Field(1000, description="Runs that exist at once.")
+
+
+class ServiceConfig(_Section):
+    """All settings of the service."""
+
+    pool: Literal["ray", "in-process"] = Field("ray", description="Who runs the scorers.")
+    gateway: GatewayConfig = GatewayConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    weights: WeightsConfig = WeightsConfig()
+    limits: LimitsConfig = LimitsConfig()
+    architectures: dict[str, str] = Field(
+        default_factory=dict,
+        description="More architectures that runs may name: name → 'package.module:function' of the operator's own.",
+    )
+
+
+def load_config(path: Path | None, overrides: dict[str, Any] | None = None) -> ServiceConfig:
+    """Returns the settings of a YAML file, with `overrides` (nested, same keys) on top.
+
+    Raises:
+        ConfigError: the file cannot be read, is not a mapping, has an unknown key or a value out of range.
+    """
+    settings: Any = {}
+    if path is not None:
+        try:
+            settings = yaml.safe_load(path.read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} holds a {type(settings).__name__}; it must be a mapping of settings")
+    return parse_config(_merged(settings, overrides or {}))
+
+
+def parse_config(settings: dict[str, Any]) -> ServiceConfig:
+    """Returns the settings as a `ServiceConfig`.
+
+    Raises:
+        ConfigError: naming each wrong setting.
+    """
+    try:
+        return ServiceConfig.model_validate(settings)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, item['loc'])) or 'config'}: {_complaint(item['type'], item['msg'], item['input'])}"
+            for item in error.errors()
+        ]
+        raise ConfigError("the configuration cannot be used:\n" + "\n".join(lines)) from error
+
+
+def _complaint(kind: str, message: str, value: object) -> str:
+    if kind == "extra_forbidden":
+        return "no such setting"
+    return f"{message} (is {value!r})" if not isinstance(value, dict) else message
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
+    return merged

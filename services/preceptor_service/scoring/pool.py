@@ -1,0 +1,111 @@
+"""What the pipeline needs of scorers, whoever runs them: the two pools and their tests share it.
+
+No torch, no ray, no grpc here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """One set of weights to score with, by content: equal refs give equal losses.
+
+    Attributes:
+        architecture: name in the model registry.
+        config: its settings as canonical JSON (sorted keys), so that a ref is hashable.
+        digest: `"sha256:..."` of the safetensors blob in the weight store.
+        total_bytes: size of that blob.
+    """
+
+    architecture: str
+    config: str
+    digest: str
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class ScoringModels:
+    """The models behind one super-batch; None where the score rule needs no such loss.
+
+    `run_id` groups the learner versions of one run, so that a scorer keeps the two newest and drops
+    older ones first.
+    """
+
+    run_id: str
+    task: str
+    learner: ModelRef | None
+    reference: ModelRef | None
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward pass.
+
+    Attributes:
+        columns: name → array whose first dimension is the run's `micro_batch_rows`, read-only.
+        row_count: how many of those rows are candidates; the rest repeats the last one as padding.
+    """
+
+    columns: Mapping[str, NDArray[np.generic]]
+    row_count: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Per-example losses of one micro-batch, float32 `[row_count]`; None where not asked for.
+
+    `forward_s` is the time of the forward passes in seconds; `load_s` that of loading weights that
+    the scorer did not hold.
+    """
+
+    learner: NDArray[np.float32] | None
+    reference: NDArray[np.float32] | None
+    forward_s: float
+    load_s: float
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How many scorer replicas hold the models now, of how many that were asked."""
+
+    loaded: int
+    asked: int
+
+
+class ScorerLostError(Exception):
+    """A scorer died or was cut off while it held a micro-batch; another one may score it."""
+
+
+class ScorerPool(Protocol):
+    """Scorers that turn micro-batches into losses."""
+
+    async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
+        """Scores one micro-batch on one scorer.
+
+        Raises:
+            ScorerLostError: the scorer was lost; call again.
+            preceptor.errors.PreceptorError: the scorer answered with an error of ours.
+        """
+        ...
+
+    async def load(self, models: ScoringModels) -> LoadReport:
+        """Asks every scorer to hold `models`, and waits until they do or say why not.
+
+        Scoring goes on meanwhile. A hint: a scorer that was not there loads on demand.
+        """
+        ...
+
+    async def replica_count(self) -> int:
+        """Returns how many scorers answer now."""
+        ...
+
+    async def close(self) -> None:
+        """Stops what this pool started."""
+        ...
