@@ -1,0 +1,56 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DATA ?= digits
+BIN := .venv/bin
+CODE := clients services proto tests $(wildcard examples benchmarks)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-fast lint format stubs bench constraints
+
+help: ## Show what can be made.
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+venv: .venv/.installed ## Install everything into .venv (again only after pyproject.toml or constraints.txt changed).
+
+demo: .venv/.installed ## Train with and without selection through a local service (DATA=digits or fashion-mnist).
+	$(BIN)/python examples/demo.py --data $(DATA)
+
+test: .venv/.installed ## Run all tests.
+	$(BIN)/python -m pytest
+
+test-fast: .venv/.installed ## Run the tests that need neither Ray nor patience.
+	$(BIN)/python -m pytest -m "not ray and not slow"
+
+lint: .venv/.installed ## Check style, types, directions of imports, the contract and its stubs.
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd proto && buf lint && buf format --diff --exit-code
+	$(BIN)/python proto/generate.py --check
+
+format: .venv/.installed ## Format code and contract, and mend what can be mended.
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+	cd proto && buf format --write
+
+stubs: .venv/.installed ## Generate the stubs of proto/ again.
+	$(BIN)/python proto/generate.py
+
+bench: .venv/.installed ## Measure, and write the results into benchmarks/results/.
+	$(BIN)/python -m benchmarks
+
+constraints: ## Pin the newest releases that work together into constraints.txt.
+	rm -rf .venv && $(PYTHON) -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
+	{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > .venv/constraints.txt
+	mv .venv/constraints.txt constraints.txt && touch .venv/.installed
+
+# A set-up that was cut off leaves `.installing` behind, and the next one starts over.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(or $(PYTHON),python3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Preceptor needs Python 3.11 or newer; '$(PYTHON)' is not. Say 'make PYTHON=/path/to/python3.11 ...'." >&2; exit 1; }
+	@if [ -e .venv/.installing ]; then rm -rf .venv; fi
+	@mkdir -p .venv && touch .venv/.installing
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@rm .venv/.installing && touch $@
