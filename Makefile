@@ -1,8 +1,7 @@
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 DATA ?= digits
 BIN := .venv/bin
 CODE := clients services proto tests $(wildcard examples benchmarks)
-export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-fast lint format stubs bench constraints
@@ -26,13 +25,14 @@ lint: .venv/.installed ## Check style, types, directions of imports, the contrac
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	cd proto && buf lint && buf format --diff --exit-code
+	$(BIN)/buf lint proto
+	$(BIN)/buf format proto --diff --exit-code
 	$(BIN)/python proto/generate.py --check
 
 format: .venv/.installed ## Format code and contract, and mend what can be mended.
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
-	cd proto && buf format --write
+	$(BIN)/buf format proto --write
 
 stubs: .venv/.installed ## Generate the stubs of proto/ again.
 	$(BIN)/python proto/generate.py
@@ -47,10 +47,10 @@ constraints: ## Pin the newest releases that work together into constraints.txt.
 
 # A set-up that was cut off leaves `.installing` behind, and the next one starts over.
 .venv/.installed: pyproject.toml constraints.txt
-	@$(or $(PYTHON),python3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Preceptor needs Python 3.11 or newer; '$(PYTHON)' is not. Say 'make PYTHON=/path/to/python3.11 ...'." >&2; exit 1; }
 	@if [ -e .venv/.installing ]; then rm -rf .venv; fi
 	@mkdir -p .venv && touch .venv/.installing
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@rm .venv/.installing && touch $@

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import sys
+import sysconfig
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -23,7 +24,9 @@ def generate(out: Path) -> None:
     """Writes `*_pb2.py` and typed `*_pb2.pyi` of every proto file below `out`."""
     include = resources.files("grpc_tools") / "_proto"
     sources = sorted(str(path) for path in PROTO.glob("preceptor/v1/*.proto"))
-    command = ["protoc", f"-I{PROTO}", f"-I{include}", f"--python_out={out}", f"--mypy_out={out}"]
+    plugin = Path(sysconfig.get_path("scripts")) / "protoc-gen-mypy"
+    command = ["protoc", f"-I{PROTO}", f"-I{include}", f"--plugin=protoc-gen-mypy={plugin}"]
+    command += [f"--python_out={out}", f"--mypy_out={out}"]
     if protoc.main([*command, *sources]) != 0:
         raise SystemExit("protoc failed")
 

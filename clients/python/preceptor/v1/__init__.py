@@ -1,0 +1,1 @@
+"""The contract, compiled: generated from `proto/preceptor/v1`, never edited."""
