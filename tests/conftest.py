@@ -1,28 +1,19 @@
-"""What tests of every room share: the outside programs that some of them need."""
+"""What tests of every room share: the checkout, and the outside programs and data that some of them need."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def lacking(what: str) -> NoReturn:
-    """Skips the test for lack of `what`; fails it in CI, which has to have everything."""
-    if os.environ.get("CI"):
-        pytest.fail(f"CI lacks {what}")
-    pytest.skip(f"this machine lacks {what}")
+from tests.prerequisites import lacking
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""
-    return REPOSITORY
+    return Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -35,5 +26,5 @@ def promtool() -> Path:
 @pytest.fixture(scope="session")
 def fashion_mnist() -> Path:
     """The folder of the four gzipped IDX files of Fashion-MNIST."""
-    folder = Path("/usr/share/dataset-fashion-mnist")
+    folder = Path("/usr/share/datasets/fashion-mnist")
     return folder if folder.is_dir() else lacking("Fashion-MNIST (Debian package dataset-fashion-mnist)")
