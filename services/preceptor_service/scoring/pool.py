@@ -56,6 +56,11 @@ class MicroBatch:
     columns: Mapping[str, NDArray[np.generic]]
     row_count: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the columns."""
+        return sum(column.nbytes for column in self.columns.values())
+
 
 @dataclass(frozen=True)
 class Losses:

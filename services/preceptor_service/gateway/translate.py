@@ -1,0 +1,106 @@
+"""Our answers to messages of the contract."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from preceptor.errors import PreceptorError
+from preceptor.runs import spec_to_proto
+from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
+from preceptor_service.pipeline import Scored, Selected, Stages
+from preceptor_service.runs import ActiveRun, Pinned
+from preceptor_service.weight_store import WeightsVersion
+
+
+def selection(step: int, rank: int, selected: Selected, receive_s: float, total_s: float) -> selection_pb2.Selection:
+    """Returns the answer to one super-batch."""
+    learner = selected.pinned.learner
+    return selection_pb2.Selection(
+        step=step,
+        rank=rank,
+        indices=selected.indices.astype("<i8", copy=False).tobytes(),
+        scores=selected.scores.astype("<f4", copy=False).tobytes(),
+        learner_version=learner.version if learner else None,
+        learner_step=learner.step if learner else None,
+        staleness_steps=selected.pinned.staleness_steps,
+        is_fallback=selected.is_fallback,
+        non_finite_count=selected.non_finite_count,
+        timings=_timings(selected.stages, receive_s, total_s),
+    )
+
+
+def scores(scored: Scored, pinned: Pinned, stages: Stages, receive_s: float, total_s: float) -> selection_pb2.ScoreResponse:
+    """Returns losses and scores of one super-batch."""
+    learner, reference = scored.learner_losses, scored.reference_losses
+    return selection_pb2.ScoreResponse(
+        learner_losses=b"" if learner is None else learner.astype("<f4", copy=False).tobytes(),
+        reference_losses=b"" if reference is None else reference.astype("<f4", copy=False).tobytes(),
+        scores=scored.scores.astype("<f4", copy=False).tobytes(),
+        learner_version=pinned.learner.version if pinned.learner else None,
+        learner_step=pinned.learner.step if pinned.learner else None,
+        timings=_timings(stages, receive_s, total_s),
+    )
+
+
+def failure(step: int, rank: int, error: PreceptorError) -> selection_pb2.Failure:
+    """Returns the answer to a super-batch that could not be selected from."""
+    return selection_pb2.Failure(step=step, rank=rank, code=error.code, reason=error.reason, message=str(error))
+
+
+def run(active: ActiveRun) -> run_pb2.Run:
+    """Returns a run as this gateway sees it."""
+    counters, learner, reference = active.counters, active.learner, active.reference
+    return run_pb2.Run(
+        spec=spec_to_proto(active.spec),
+        create_time=_timestamp(active.record.create_time_s),
+        columns=[
+            run_pb2.Column(name=column.name, element_type=column.element_type, shape=column.shape)
+            for column in active.schema.columns
+        ],
+        micro_batch_rows=active.micro_batch_rows,
+        learner_version=learner.version if learner else None,
+        learner_step=learner.step if learner else None,
+        reference_digest=reference.digest if reference else None,
+        last_step=counters.last_step,
+        super_batches=counters.super_batches,
+        candidates=counters.candidates,
+        selected=counters.selected,
+        fallbacks=counters.fallbacks,
+        failures=counters.failures,
+    )
+
+
+def weights_version(version: WeightsVersion) -> weights_pb2.WeightsVersion:
+    """Returns one committed version."""
+    return weights_pb2.WeightsVersion(
+        version=version.version,
+        step=version.step,
+        digest=version.digest,
+        total_bytes=version.total_bytes,
+        commit_time=_timestamp(version.commit_time_s),
+    )
+
+
+def _timings(stages: Stages, receive_s: float, total_s: float) -> selection_pb2.StageTimings:
+    return selection_pb2.StageTimings(
+        receive=_duration(receive_s),
+        decode=_duration(stages.decode_s),
+        losses=_duration(stages.losses_s),
+        select=_duration(stages.select_s),
+        total=_duration(total_s),
+        forward=_duration(stages.forward_s),
+        rescored_micro_batches=stages.rescored_micro_batches,
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromNanoseconds(round(seconds * 1e9))
+    return timestamp

@@ -1,0 +1,25 @@
+"""The random stream of a selection: a pure function of (seed, run, step, rank)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def uniforms(seed: int, run_id: str, step: int, rank: int, count: int) -> NDArray[np.float64]:
+    """Returns `count` uniform numbers, float64 `[count]`, strictly between 0 and 1.
+
+    Philox4x64 with key (seed, hash of the run id) and counter (0, 0, rank, step): counting up from
+    there, no two streams of a run ever overlap. Drawn from the raw 64-bit words, which numpy keeps
+    stable across releases (its distributions it does not), so a selection can be replayed.
+    """
+    run_word = int.from_bytes(hashlib.blake2b(run_id.encode(), digest_size=8).digest(), "little")
+    bits = np.random.Philox(key=[seed, run_word], counter=[0, 0, rank, step]).random_raw(count)
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def gumbels(uniform: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns standard Gumbel noise, float64, from numbers strictly between 0 and 1."""
+    return -np.log(-np.log(uniform))

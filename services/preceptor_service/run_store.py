@@ -1,0 +1,125 @@
+"""The durable records of runs: one JSON file each, created once, never changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import json_format
+
+from preceptor.errors import DiskFullError, InternalError, RunExistsError, RunNotFoundError
+from preceptor.runs import RunSpec, spec_from_proto, spec_to_proto
+from preceptor.v1 import run_pb2
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What was fixed when a run was created.
+
+    Attributes:
+        spec: the trainer's settings.
+        create_time_s: seconds since the epoch.
+        micro_batch_rows: rows of one forward pass, from the service's configuration of that day.
+    """
+
+    spec: RunSpec
+    create_time_s: float
+    micro_batch_rows: int
+
+
+class RunStore:
+    """Run records below `root/runs/`, shared by all gateways on one file system.
+
+    Safe for several processes: a record appears whole, by exclusive creation. Blocking.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._runs = root / "runs"
+        self._runs.mkdir(parents=True, exist_ok=True)
+
+    def create(self, record: RunRecord) -> RunRecord:
+        """Stores `record`, and returns the stored one: an earlier record of the same spec is kept.
+
+        Raises:
+            RunExistsError: the run exists with another spec.
+            DiskFullError: the file cannot be written.
+        """
+        path = self._path(record.spec.run_id)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".run-", suffix=".json") as scratch:
+                json.dump(_to_json(record), scratch, indent=1, sort_keys=True)
+                scratch.flush()
+                os.fsync(scratch.fileno())
+                os.link(scratch.name, path)
+        except FileExistsError:
+            existing = self.read(record.spec.run_id)
+            if existing.spec != record.spec:
+                raise RunExistsError(_difference(existing.spec, record.spec)) from None
+            return existing
+        except OSError as error:
+            raise DiskFullError(f"run {record.spec.run_id!r} cannot be stored: {error.strerror}") from error
+        return record
+
+    def read(self, run_id: str) -> RunRecord:
+        """Returns the record of `run_id`.
+
+        Raises:
+            RunNotFoundError: there is none.
+            InternalError: its file is damaged.
+        """
+        try:
+            return _from_json(json.loads(self._path(run_id).read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunNotFoundError(f"there is no run {run_id!r}; create it first") from None
+        except (OSError, ValueError, KeyError, json_format.ParseError) as error:
+            raise InternalError(f"the record of run {run_id!r} is damaged; delete the run") from error
+
+    def exists(self, run_id: str) -> bool:
+        """Tells whether there is a record of `run_id`."""
+        return self._path(run_id).exists()
+
+    def list(self) -> list[str]:
+        """Returns the ids of all runs, sorted."""
+        return sorted(path.parent.name for path in self._runs.glob("*/run.json"))
+
+    def delete(self, run_id: str) -> None:
+        """Deletes the record and everything else below the run's directory.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        try:
+            self._path(run_id).unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunNotFoundError(f"there is no run {run_id!r}") from None
+        shutil.rmtree(self._runs / run_id, ignore_errors=True)
+
+    def _path(self, run_id: str) -> Path:
+        return self._runs / run_id / "run.json"
+
+
+def _to_json(record: RunRecord) -> dict[str, object]:
+    return {
+        "spec": json_format.MessageToDict(spec_to_proto(record.spec)),
+        "create_time_s": record.create_time_s,
+        "micro_batch_rows": record.micro_batch_rows,
+    }
+
+
+def _from_json(stored: dict[str, object]) -> RunRecord:
+    spec = spec_from_proto(json_format.ParseDict(stored["spec"], run_pb2.RunSpec()))
+    return RunRecord(spec, float(str(stored["create_time_s"])), int(str(stored["micro_batch_rows"])))
+
+
+def _difference(stored: RunSpec, asked: RunSpec) -> str:
+    changed = ", ".join(
+        f"{name} is {value!r}, asked for {getattr(asked, name)!r}"
+        for name, value in vars(stored).items()
+        if value != getattr(asked, name)
+    )
+    return f"run {stored.run_id!r} exists with other settings: {changed}; choose another run_id or delete the run"

@@ -1,0 +1,364 @@
+"""Runs as one gateway knows them: settings checked once, weights followed, answers counted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from preceptor.errors import (
+    InvalidRunError,
+    OverloadedError,
+    PreceptorError,
+    RunNotFoundError,
+    UnavailableError,
+    WeightsMissingError,
+)
+from preceptor.runs import ConfigValue, RunSpec
+from preceptor_service.config import ServiceConfig
+from preceptor_service.models import ArchitectureRegistry
+from preceptor_service.run_store import RunRecord, RunStore
+from preceptor_service.scores import SCORE_RULES, ScoreRule
+from preceptor_service.scoring.pool import LoadReport, ModelRef, ScorerPool, ScoringModels
+from preceptor_service.selectors import SELECTORS, Selector
+from preceptor_service.tasks import TASKS, RunSchema, run_schema
+from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
+
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_REFRESH_S = 0.5
+_POLL_S = 0.05
+_TEMPERATURE = (1e-6, 1e6)
+_DEADLINE_S = (1e-3, 3600.0)
+_INT64_MAX = 2**63 - 1
+
+
+@dataclass
+class RunCounters:
+    """What this gateway answered for a run since it started."""
+
+    last_step: int | None = None
+    super_batches: int = 0
+    candidates: int = 0
+    selected: int = 0
+    fallbacks: int = 0
+    failures: int = 0
+
+    def count(self, step: int, candidates: int, selected: int, is_fallback: bool) -> None:
+        """Counts one answered super-batch."""
+        self.last_step = step if self.last_step is None else max(step, self.last_step)
+        self.super_batches += 1
+        self.candidates += candidates
+        self.selected += selected
+        self.fallbacks += is_fallback
+
+
+@dataclass
+class ActiveRun:
+    """One run: its record, what follows from it, and the weights that new super-batches use.
+
+    `learner` only ever moves to a higher version.
+    """
+
+    record: RunRecord
+    schema: RunSchema
+    deadline_s: float
+    learner: WeightsVersion | None = None
+    reference: WeightsVersion | None = None
+    counters: RunCounters = field(default_factory=RunCounters)
+    refreshed_at: float = -math.inf
+    loading: asyncio.Task[LoadReport] | None = None
+
+    @property
+    def spec(self) -> RunSpec:
+        """The trainer's settings."""
+        return self.record.spec
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run."""
+        return self.record.spec.run_id
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Rows of one forward pass."""
+        return self.record.micro_batch_rows
+
+    @property
+    def rule(self) -> ScoreRule:
+        """From losses to scores."""
+        return SCORE_RULES[self.spec.score]
+
+    @property
+    def selector(self) -> Selector:
+        """From scores to indices."""
+        return SELECTORS[self.spec.selector]
+
+    def models(self, learner: WeightsVersion | None) -> ScoringModels:
+        """Returns what scorers need to score under `learner` and the run's reference."""
+        return ScoringModels(
+            run_id=self.run_id,
+            task=self.spec.task,
+            learner=self._ref("learner", learner) if self.rule.needs_learner else None,
+            reference=self._ref("reference", self.reference) if self.rule.needs_reference else None,
+        )
+
+    def architecture(self, role: Role) -> tuple[str, Mapping[str, ConfigValue]]:
+        """Returns name and settings of the architecture that weights of `role` must fit."""
+        if role == "reference" and self.spec.reference_model is not None:
+            return self.spec.reference_model, self.spec.reference_model_config
+        return self.spec.model, self.spec.model_config
+
+    def _ref(self, role: Role, version: WeightsVersion | None) -> ModelRef | None:
+        if version is None:
+            return None
+        architecture, config = self.architecture(role)
+        return ModelRef(architecture, json.dumps(dict(config), sort_keys=True), version.digest, version.total_bytes)
+
+    def advance(self, version: WeightsVersion | None) -> None:
+        """Uses `version` for new super-batches, unless a later one is in use."""
+        if version is not None and (self.learner is None or version.version > self.learner.version):
+            self.learner = version
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """The one learner version behind one super-batch, and how old it is."""
+
+    models: ScoringModels
+    learner: WeightsVersion | None
+    staleness_steps: int | None
+    is_too_stale: bool
+
+
+class RunRegistry:
+    """All runs of the service, as seen from one gateway's event loop.
+
+    The stores are the truth; this caches what they say. Another gateway's pushes are noticed within
+    half a second, at the next super-batch.
+    """
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        run_store: RunStore,
+        weight_store: WeightStore,
+        architectures: ArchitectureRegistry,
+        pool: ScorerPool,
+    ) -> None:
+        self._config = config
+        self._run_store = run_store
+        self._weight_store = weight_store
+        self._architectures = architectures
+        self._pool = pool
+        self._active: dict[str, ActiveRun] = {}
+
+    async def create(self, spec: RunSpec) -> ActiveRun:
+        """Creates a run, or returns the existing one of the same spec.
+
+        Raises:
+            InvalidRunError: a setting is out of range or names something unknown.
+            RunExistsError: the run exists with another spec.
+            WeightsNotFoundError: no reference of `spec.reference_digest`.
+            OverloadedError: too many runs.
+        """
+        schema = await asyncio.to_thread(self._checked, spec)
+        record = RunRecord(spec, time.time(), self._config.scorer.micro_batch_rows)
+        record = await asyncio.to_thread(self._store, record)
+        return await self._activate(record, schema)
+
+    async def get(self, run_id: str) -> ActiveRun:
+        """Returns a run with its latest committed weights.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        run = self._active.get(run_id)
+        if run is None:
+            if not RUN_ID.fullmatch(run_id):
+                raise RunNotFoundError(f"there is no run {run_id[:64]!r}; a run id matches {RUN_ID.pattern}")
+            record = await asyncio.to_thread(self._run_store.read, run_id)
+            schema = await asyncio.to_thread(self._checked, record.spec)
+            run = await self._activate(record, schema)
+        await self._refresh(run)
+        return run
+
+    async def list(self) -> list[ActiveRun]:
+        """Returns all runs by run id; a run whose record is damaged or disappears is left out."""
+        runs = []
+        for run_id in await asyncio.to_thread(self._run_store.list):
+            try:
+                runs.append(await self.get(run_id))
+            except PreceptorError:
+                continue
+        return runs
+
+    async def delete(self, run_id: str) -> None:
+        """Deletes a run and its weights.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        run = await self.get(run_id)
+        self._forget(run)
+        await asyncio.to_thread(self._run_store.delete, run_id)
+        await asyncio.to_thread(self._weight_store.delete_run, run_id)
+
+    async def pin(self, run: ActiveRun, step: int, observed_version: int) -> Pinned:
+        """Names the learner version for `step`, at least `observed_version`; see `Pipeline.pin`.
+
+        Raises:
+            WeightsMissingError: the score rule needs weights that were never pushed.
+            UnavailableError: `observed_version` has not reached this gateway.
+            RunNotFoundError: the run was deleted.
+        """
+        await self._refresh(run, at_once=observed_version > _version(run.learner) or self._lacks_weights(run))
+        if run.rule.needs_learner and run.learner is None:
+            raise WeightsMissingError(
+                f"run {run.run_id!r} has no learner weights; call push_weights(state_dict, step) first"
+            )
+        if run.rule.needs_reference and run.reference is None:
+            raise WeightsMissingError(f"run {run.run_id!r} has no reference; call push_reference(state_dict) first")
+        if not run.rule.needs_learner:
+            return Pinned(run.models(None), None, None, False)
+        if observed_version > _version(run.learner):
+            await self._catch_up(run, observed_version)
+        learner = run.learner
+        if learner is None:
+            raise WeightsMissingError(f"run {run.run_id!r} lost its learner weights; push them again")
+        staleness = step - learner.step
+        bound = run.spec.max_staleness_steps
+        return Pinned(run.models(learner), learner, staleness, bound is not None and staleness > bound)
+
+    async def wait_for_push(self, run: ActiveRun, deadline: float) -> bool:
+        """Waits until new super-batches use a later learner version; False at `deadline` (loop time)."""
+        before = _version(run.learner)
+        loop = asyncio.get_running_loop()
+        while _version(run.learner) == before:
+            if loop.time() >= deadline:
+                return False
+            await asyncio.sleep(_POLL_S)
+            await self._refresh(run)
+        return True
+
+    async def serve(self, run: ActiveRun, version: WeightsVersion) -> LoadReport:
+        """Has every scorer load `version`, then uses it for new super-batches.
+
+        Super-batches under way keep the version that they were pinned to.
+        """
+        report = await self._pool.load(run.models(version))
+        run.advance(version)
+        return report
+
+    async def serve_reference(self, run: ActiveRun, version: WeightsVersion) -> LoadReport:
+        """Uses `version` as the run's reference, and has every scorer load it."""
+        run.reference = version
+        return await self._pool.load(run.models(None))
+
+    def _lacks_weights(self, run: ActiveRun) -> bool:
+        return (run.rule.needs_learner and run.learner is None) or (
+            run.rule.needs_reference and run.reference is None
+        )
+
+    async def _refresh(self, run: ActiveRun, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not at_once and now - run.refreshed_at < _REFRESH_S:
+            return
+        run.refreshed_at = now
+        exists, head, reference = await asyncio.to_thread(self._read_heads, run.run_id)
+        if not exists:
+            self._forget(run)
+            raise RunNotFoundError(f"run {run.run_id!r} was deleted")
+        run.reference = run.reference or reference
+        if head is None or head.version <= _version(run.learner):
+            return
+        if run.learner is None:
+            run.advance(head)
+        elif run.loading is None or run.loading.done():
+            run.loading = asyncio.create_task(self.serve(run, head))
+
+    async def _catch_up(self, run: ActiveRun, observed_version: int) -> None:
+        head = await asyncio.to_thread(self._weight_store.head, run.run_id, "learner")
+        run.advance(head)
+        if _version(run.learner) < observed_version:
+            raise UnavailableError(
+                f"this gateway knows learner version {_version(run.learner)} of run {run.run_id!r}, "
+                f"the trainer has seen {observed_version}; try again"
+            )
+
+    def _read_heads(self, run_id: str) -> tuple[bool, WeightsVersion | None, WeightsVersion | None]:
+        return (
+            self._run_store.exists(run_id),
+            self._weight_store.head(run_id, "learner"),
+            self._weight_store.head(run_id, "reference"),
+        )
+
+    async def _activate(self, record: RunRecord, schema: RunSchema) -> ActiveRun:
+        deadline_s = record.spec.deadline_s or self._config.gateway.deadline_s
+        run = self._active.setdefault(record.spec.run_id, ActiveRun(record, schema, deadline_s))
+        await self._refresh(run)
+        return run
+
+    def _forget(self, run: ActiveRun) -> None:
+        self._active.pop(run.run_id, None)
+        if run.loading is not None:
+            run.loading.cancel()
+
+    def _store(self, record: RunRecord) -> RunRecord:
+        run_id, limit = record.spec.run_id, self._config.limits.max_runs
+        if not self._run_store.exists(run_id) and len(self._run_store.list()) >= limit:
+            raise OverloadedError(f"the service holds {limit} runs, its limit; delete some first")
+        stored = self._run_store.create(record)
+        if stored.spec.reference_digest is not None:
+            try:
+                self._weight_store.adopt(run_id, "reference", stored.spec.reference_digest)
+            except PreceptorError:
+                self._run_store.delete(run_id)
+                raise
+        return stored
+
+    def _checked(self, spec: RunSpec) -> RunSchema:
+        """Returns the schema of a spec whose every setting is in range."""
+        _check_spec(spec)
+        learner = run_schema(spec.task, self._architectures.build_meta(spec.model, spec.model_config))
+        if spec.reference_model is not None:
+            reference = run_schema(
+                spec.task, self._architectures.build_meta(spec.reference_model, spec.reference_model_config)
+            )
+            if reference != learner:
+                raise InvalidRunError(
+                    "model and reference_model read different super-batches: "
+                    f"{learner} and {reference}; give them the same inputs and classes"
+                )
+        return learner
+
+
+def _check_spec(spec: RunSpec) -> None:
+    if not RUN_ID.fullmatch(spec.run_id):
+        raise InvalidRunError(f"run_id is {spec.run_id[:80]!r}; it must match {RUN_ID.pattern}")
+    for name, value, known in (
+        ("task", spec.task, TASKS),
+        ("score", spec.score, SCORE_RULES),
+        ("selector", spec.selector, SELECTORS),
+    ):
+        if value not in known:
+            raise InvalidRunError(f"{name} is {value[:64]!r}; choose one of {sorted(known)}")
+    _check_range("temperature", spec.temperature, *_TEMPERATURE)
+    _check_range("seed", spec.seed, 0, _INT64_MAX)
+    if spec.max_staleness_steps is not None:
+        _check_range("max_staleness_steps", spec.max_staleness_steps, 0, _INT64_MAX)
+    if spec.deadline_s is not None:
+        _check_range("deadline_s", spec.deadline_s, *_DEADLINE_S)
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InvalidRunError(f"{name} is {value}; choose from {low:g} to {high:g}")
+
+
+def _version(version: WeightsVersion | None) -> int:
+    return 0 if version is None else version.version
+

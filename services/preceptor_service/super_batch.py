@@ -1,0 +1,189 @@
+"""Super-batches off the wire: bytes of an Arrow IPC stream to checked numpy columns.
+
+The only place where a trainer's bytes are decoded. Nothing is read before its bounds were checked:
+flipped bytes crash Arrow where `validate(full=True)` was left out, and eight kilobytes of a
+compressed body can grow to hundreds of megabytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from preceptor.errors import InvalidSuperBatchError
+from preceptor_service.columns import ColumnSpec
+from preceptor_service.scoring.pool import MicroBatch
+
+EXAMPLE_ID = "example_id"
+_EXAMPLE_ID_TYPES = (pa.int64(), pa.string())
+
+Body = bytes | bytearray | memoryview | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SuperBatch:
+    """B candidates, checked against the run's columns.
+
+    Attributes:
+        columns: name → read-only array `[B, ...]`, views of the body where Arrow allows it.
+        rows: B.
+    """
+
+    columns: Mapping[str, NDArray[np.generic]]
+    rows: int
+
+    def micro_batches(self, size: int) -> Iterator[MicroBatch]:
+        """Yields the candidates in order, `size` rows at a time, the last one padded to `size`.
+
+        Candidate i is always row `i % size` of micro-batch `i // size`: a forward pass then has the
+        same shape and the same neighbours for the same super-batch, whoever runs it, and gives the
+        same losses to the last bit.
+        """
+        for start in range(0, self.rows, size):
+            count = min(size, self.rows - start)
+            yield MicroBatch(
+                columns={name: _padded(column[start : start + count], size) for name, column in self.columns.items()},
+                row_count=count,
+            )
+
+
+def decode(body: Body, columns: tuple[ColumnSpec, ...], row_count: int) -> SuperBatch:
+    """Returns the super-batch that `body` holds.
+
+    Args:
+        body: Arrow IPC stream of one schema and one record batch, uncompressed. It must not change
+            while the super-batch lives.
+        columns: what the run expects, in order; a last column `example_id` may follow.
+        row_count: B, as announced.
+
+    Raises:
+        InvalidSuperBatchError: it is not such a stream, or a column is missing, extra, of another
+            type or shape, empty in places, out of range or not finite.
+    """
+    schema, message = _read_messages(body)
+    _check_schema(schema, columns)
+    try:
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)
+    except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
+        raise InvalidSuperBatchError(f"the super-batch is not valid Arrow: {_first_line(error)}") from error
+    if batch.num_rows != row_count:
+        raise InvalidSuperBatchError(
+            f"the super-batch has {batch.num_rows} rows, its header announced {row_count}; announce what you send"
+        )
+    return SuperBatch({column.name: _values(batch, column) for column in columns}, row_count)
+
+
+def _read_messages(body: Body) -> tuple[pa.Schema, pa.Message]:
+    buffer = pa.py_buffer(body)
+    source = pa.BufferReader(buffer)
+    try:
+        reader = pa.MessageReader.open_stream(source)
+        head = reader.read_next_message()
+        if head.type != "schema":
+            raise InvalidSuperBatchError(f"the super-batch starts with a {head.type}; send an Arrow IPC stream")
+        schema = pa.ipc.read_schema(head)
+        message = reader.read_next_message()
+        if message.type != "record batch":
+            raise InvalidSuperBatchError(f"a {message.type} follows the schema; send exactly one record batch")
+        if _is_compressed(message.metadata):
+            raise InvalidSuperBatchError("the super-batch is compressed; send it uncompressed")
+        _expect_end(reader)
+    except InvalidSuperBatchError:
+        raise
+    except (pa.ArrowException, ValueError, OSError, EOFError, StopIteration, MemoryError) as error:
+        raise InvalidSuperBatchError(
+            f"the super-batch is not an Arrow IPC stream of one record batch: {_first_line(error)}"
+        ) from error
+    return schema, message
+
+
+def _expect_end(reader: pa.MessageReader) -> None:
+    try:
+        extra = reader.read_next_message()
+    except (StopIteration, EOFError):
+        return
+    raise InvalidSuperBatchError(f"a {extra.type} follows the record batch; send exactly one record batch")
+
+
+def _is_compressed(metadata: pa.Buffer) -> bool:
+    """Tells whether an IPC message names a compression codec, before Arrow would decompress it.
+
+    Reads field 3 (`compression`) of the RecordBatch table, field 2 (`header`) of the Message table
+    of the flatbuffer. Source: the Arrow columnar format, `Message.fbs`.
+    """
+    data = metadata.to_pybytes()
+
+    def field_position(table: int, field: int) -> int | None:
+        vtable = table - struct.unpack_from("<i", data, table)[0]
+        slot = 4 + 2 * field
+        if slot >= struct.unpack_from("<H", data, vtable)[0]:
+            return None
+        offset = struct.unpack_from("<H", data, vtable + slot)[0]
+        return table + offset if offset else None
+
+    try:
+        header = field_position(struct.unpack_from("<I", data, 0)[0], 2)
+        if header is None:
+            raise InvalidSuperBatchError("the record batch has no header")
+        return field_position(header + struct.unpack_from("<I", data, header)[0], 3) is not None
+    except struct.error as error:
+        raise InvalidSuperBatchError("the record batch has a header that points outside itself") from error
+
+
+def _check_schema(schema: pa.Schema, columns: tuple[ColumnSpec, ...]) -> None:
+    expected = [column.name for column in columns]
+    names = list(schema.names)
+    if names[:-1] == expected and names[-1] == EXAMPLE_ID:
+        if schema.field(EXAMPLE_ID).type not in _EXAMPLE_ID_TYPES:
+            raise InvalidSuperBatchError(f"column example_id is {schema.field(EXAMPLE_ID).type}; use int64 or string")
+    elif names != expected:
+        raise InvalidSuperBatchError(
+            f"the super-batch has columns {names[:16]}; this run expects {expected}, optionally followed by example_id"
+        )
+    for column in columns:
+        actual = schema.field(column.name).type
+        if actual != column.arrow_type():
+            raise InvalidSuperBatchError(
+                f"column {column.name!r} is {_describe(actual)}; this run expects "
+                f"{column.element_type} of shape {list(column.shape)} per example"
+            )
+
+
+def _values(batch: pa.RecordBatch, column: ColumnSpec) -> NDArray[np.generic]:
+    array = batch.column(column.name)
+    for _ in column.shape:
+        _refuse_nulls(array, column)
+        array = array.flatten()
+    _refuse_nulls(array, column)
+    values: NDArray[np.generic] = array.to_numpy(zero_copy_only=True).reshape(batch.num_rows, *column.shape)
+    column.check_values(values)
+    return values
+
+
+def _refuse_nulls(array: pa.Array, column: ColumnSpec) -> None:
+    if array.null_count:
+        raise InvalidSuperBatchError(f"column {column.name!r} has {array.null_count} nulls; fill or drop them")
+
+
+def _padded(rows: NDArray[np.generic], size: int) -> NDArray[np.generic]:
+    if len(rows) == size:
+        return rows
+    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
+
+
+def _describe(kind: pa.DataType) -> str:
+    shape = []
+    while pa.types.is_fixed_size_list(kind):
+        shape.append(kind.list_size)
+        kind = kind.value_type
+    return f"{str(kind)[:64]} of shape {shape} per example"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
