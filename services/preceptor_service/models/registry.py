@@ -1,0 +1,124 @@
+"""`ArchitectureRegistry`: model architectures by name. A client names one; only the operator can add one."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, ValidationError, validate_call
+from torch import nn
+
+from preceptor.errors import InvalidRunError, PreceptorError
+from preceptor_service.models.image_classifier import image_classifier
+from preceptor_service.models.initialisation import own_random_stream
+from preceptor_service.models.small_cnn import small_cnn
+
+Architecture = Callable[..., nn.Module]
+"""`f(**settings) -> module` with typed keyword-only settings.
+
+The module carries `input_columns: tuple[ColumnSpec, ...]`, named as the arguments of its `forward`, and
+for classification `num_classes: int`, its `forward` giving logits `[N, num_classes]`.
+"""
+
+_BUILT_IN: Mapping[str, Architecture] = {"small_cnn": small_cnn, "image_classifier": image_classifier}
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+_SHOWN_CHARACTERS = 80
+
+
+class ArchitectureRegistry:
+    """The architectures that ship with the service and those that the operator's config allows.
+
+    Immutable, so threads may share it.
+    """
+
+    def __init__(self, extra: Mapping[str, str] | None = None) -> None:
+        """Imports the operator's architectures.
+
+        Args:
+            extra: name → `"package.module:function"` of the operator's own architectures.
+
+        Raises:
+            ValueError: an entry cannot be imported, is no function, or takes a built-in's name.
+        """
+        own = {name: _imported(name, path) for name, path in (extra or {}).items()}
+        self._architectures: dict[str, Architecture] = {**_BUILT_IN, **own}
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the names that a run may use, sorted."""
+        return tuple(sorted(self._architectures))
+
+    def build(self, architecture: str, config: Mapping[str, Any]) -> nn.Module:
+        """Returns the untrained model on torch's current default device, the same for the same arguments.
+
+        Torch's global random state is neither read nor changed.
+
+        Raises:
+            InvalidRunError: unknown architecture; unknown, missing, mistyped or out-of-range setting.
+        """
+        function = self._architectures.get(architecture)
+        if function is None:
+            raise InvalidRunError(f"model is {_shown(architecture)}; this service knows {list(self.names())}")
+        try:
+            with own_random_stream():
+                return validate_call(config=_STRICT)(function)(**config)
+        except ValidationError as error:
+            raise InvalidRunError(_complaint(architecture, function, error)) from error
+        except PreceptorError as error:
+            raise type(error)(f"model {architecture!r}: {error}") from error
+        except Exception as error:  # architectures are third-party code that may refuse a setting in any way
+            raise InvalidRunError(
+                f"model {architecture!r} cannot be built from {_shown(dict(config), 400)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def outline(self, architecture: str, config: Mapping[str, Any]) -> nn.Module:
+        """Returns the model on torch's meta device: every name, shape and dtype, no memory, no values.
+
+        Raises:
+            InvalidRunError: as `build`.
+        """
+        with torch.device("meta"):
+            return self.build(architecture, config)
+
+
+def _imported(name: str, path: str) -> Architecture:
+    if name in _BUILT_IN:
+        raise ValueError(f"architectures.{name}: the name is taken by a built-in; choose another")
+    module_name, _, attribute = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"architectures.{name} is {path!r}, which cannot be imported ({error}); give 'package.module:function'"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"architectures.{name} is {path!r}, a {type(found).__name__}; it must be a function")
+    architecture: Architecture = found
+    return architecture
+
+
+def _complaint(architecture: str, function: Architecture, error: ValidationError) -> str:
+    problems: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        setting = str(item["loc"][0])
+        match item["type"]:
+            case "unexpected_keyword_argument":
+                problem = f"no setting {_shown(setting)}; it takes {_settings(function)}"
+            case "missing_keyword_only_argument":
+                problem = f"{setting} is missing; give a value"
+            case _:
+                problem = f"{setting} is {_shown(item['input'])}: {item['msg']}"
+        problems.setdefault(setting, problem)  # one complaint each; a setting of several types would get one per type
+    return f"model {architecture!r}: " + "; ".join(problems.values())
+
+
+def _settings(function: Architecture) -> list[str]:
+    return [name for name, kind in inspect.signature(function).parameters.items() if kind.kind != kind.VAR_KEYWORD]
+
+
+def _shown(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"
