@@ -1,0 +1,487 @@
+"""`WeightStore`: the durable, versioned weights of every run, in one directory.
+
+Gateways write, scorers read, all at once and without a lock server: the one decision, which push becomes
+version n + 1, is the exclusive creation of that version's manifest by a hard link. The directory must lie on
+a file system with hard links, shared by all of them (a local disk, NFS, CephFS, EFS).
+
+    blobs/<sha256>                            safetensors files, by content
+    runs/<run_id>/<role>/<version>.json       one manifest per committed version
+    staging/                                  files that are not committed yet
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from preceptor.errors import (
+    DiskFullError,
+    InvalidWeightsError,
+    PushConflictError,
+    ReferenceFrozenError,
+    StaleWeightsError,
+    TooLargeError,
+    WeightsNotFoundError,
+)
+
+Role = Literal["learner", "reference"]
+
+UPLOAD_GRACE_S = 3600.0
+"""A staging file that nothing was written to for so long is taken for abandoned."""
+
+_ROLES: tuple[Role, ...] = ("learner", "reference")
+_RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_MANIFEST = re.compile(r"([0-9]{8,})\.json")
+_SET_ASIDE = ".set-aside"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WeightsVersion:
+    """One committed version.
+
+    Attributes:
+        version: 1 for the first, then one more each.
+        step: the trainer's step that the weights belong to.
+        digest: `"sha256:..."` of the safetensors file.
+        total_bytes: its size.
+        commit_time_s: seconds since the epoch.
+    """
+
+    version: int
+    step: int
+    digest: str
+    total_bytes: int
+    commit_time_s: float
+
+
+class Staged:
+    """A safetensors file on its way in; a context manager that removes what was not committed.
+
+    For one thread. Holds one open file and no data in memory.
+    """
+
+    def __init__(self, path: Path, total_bytes: int) -> None:
+        self.path = path
+        self.total_bytes = total_bytes
+        self.written_bytes = 0
+        self.digest: str | None = None
+        self._sha256 = hashlib.sha256()
+        self._file = path.open("xb")
+
+    def write(self, data: bytes) -> None:
+        """Appends `data`.
+
+        Raises:
+            InvalidWeightsError: more bytes than announced.
+            DiskFullError: the disk is full.
+        """
+        if self.written_bytes + len(data) > self.total_bytes:
+            raise InvalidWeightsError(
+                f"weights have at least {self.written_bytes + len(data)} bytes, announced were {self.total_bytes}; "
+                "announce the size of the safetensors file"
+            )
+        with _disk_errors():
+            self._file.write(data)
+        self._sha256.update(data)
+        self.written_bytes += len(data)
+
+    def seal(self, sha256: bytes) -> None:
+        """Makes the file durable, once it is known to be what the sender meant.
+
+        Raises:
+            InvalidWeightsError: fewer bytes than announced, or another checksum.
+            DiskFullError: the disk is full.
+        """
+        if self.written_bytes != self.total_bytes:
+            raise InvalidWeightsError(
+                f"weights are truncated: {self.written_bytes} bytes came, announced were {self.total_bytes}; push again"
+            )
+        if self._sha256.digest() != sha256:
+            raise InvalidWeightsError(
+                f"weights have the SHA-256 {self._sha256.hexdigest()}, announced was {sha256.hex()}; push again"
+            )
+        with _disk_errors():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        self.digest = f"sha256:{self._sha256.hexdigest()}"
+
+    def __enter__(self) -> Staged:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # a full disk again, while the file goes away anyway
+            self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class WeightStore:
+    """The weights of every run. Safe for any number of threads and processes at once.
+
+    Args:
+        root: the directory, made where it is missing.
+        keep_versions: newest learner versions kept per run; at least 2.
+        max_bytes: largest set of weights.
+        grace_s: how long a blob that nothing names, and the trace of an expired version, stay.
+
+    Every method blocks on the disk. All but `write` of `Staged` raise `DiskFullError` where they need
+    space and there is none.
+    """
+
+    def __init__(self, root: Path, keep_versions: int, max_bytes: int, grace_s: float = 60.0) -> None:
+        self._keep_versions = keep_versions
+        self._max_bytes = max_bytes
+        self._grace_s = grace_s
+        self._blobs = root / "blobs"
+        self._staging = root / "staging"
+        self._runs = root / "runs"
+        for directory in (self._blobs, self._staging, self._runs):
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def stage(self, total_bytes: int) -> Staged:
+        """Returns a file to write `total_bytes` of safetensors to.
+
+        Raises:
+            InvalidWeightsError: `total_bytes` is 0 or below.
+            TooLargeError: it is above the limit.
+        """
+        if total_bytes <= 0:
+            raise InvalidWeightsError(f"total_bytes is {total_bytes}; announce the size of the safetensors file")
+        if total_bytes > self._max_bytes:
+            raise TooLargeError(
+                f"weights have {total_bytes} bytes, the limit is {self._max_bytes} (weights.max_bytes); "
+                "push a smaller proxy, or bfloat16"
+            )
+        with _disk_errors():
+            return Staged(self._staging / f"{uuid.uuid4().hex}.upload", total_bytes)
+
+    def commit(
+        self, run_id: str, role: Role, staged: Staged, step: int, base_version: int, rewind: bool = False
+    ) -> WeightsVersion:
+        """Makes sealed weights the next version of a run, atomically and durably.
+
+        Idempotent: a learner with the step and digest of a kept version, or a reference with the digest of
+        the committed one, answers that version. Only with `rewind` a learner must equal the newest version
+        for that, since going back to an older one is what is asked for.
+
+        Args:
+            run_id: the run.
+            role: which model of it.
+            staged: sealed, and checked against the architecture.
+            step: the trainer's step.
+            base_version: newest version when the push began, 0 for none; not read for a reference.
+            rewind: accept a `step` below the newest version's.
+
+        Raises:
+            PushConflictError: another version was committed since `base_version`, or the run was deleted.
+            StaleWeightsError: `step` is older than the newest version's.
+            ReferenceFrozenError: the run has another reference.
+        """
+        digest = staged.digest
+        if digest is None:
+            raise ValueError("the staged weights are not sealed; call seal() first")
+        with _disk_errors():
+            self._keep_blob(staged.path, digest)
+            committed = self._commit(run_id, role, digest, staged.total_bytes, step, base_version, rewind)
+            if not self._blob(digest).exists():  # `collect` took it for old just before the manifest named it
+                self._keep_blob(staged.path, digest)
+        return committed
+
+    def adopt(self, run_id: str, digest: str) -> WeightsVersion:
+        """Makes weights that the store already holds the reference of a run. Idempotent.
+
+        Raises:
+            WeightsNotFoundError: there are none with that digest.
+            ReferenceFrozenError: the run has another reference.
+        """
+        total_bytes = self.blob_path(digest).stat().st_size
+        with _disk_errors():
+            os.utime(self.blob_path(digest))
+            committed = self._commit(run_id, "reference", digest, total_bytes, step=0, base_version=0, rewind=False)
+        self.blob_path(digest)
+        return committed
+
+    def head(self, run_id: str, role: Role) -> WeightsVersion | None:
+        """Returns the newest committed version, or None before the first.
+
+        Raises:
+            WeightsNotFoundError: its manifest is damaged.
+        """
+        numbers = self._numbers(run_id, role)
+        return self._read(run_id, role, numbers[-1]) if numbers else None
+
+    def version(self, run_id: str, role: Role, version: int) -> WeightsVersion:
+        """Returns one committed version that is kept.
+
+        Raises:
+            WeightsNotFoundError: there is no such version, it expired, or its manifest is damaged.
+        """
+        kept = self._kept_numbers(run_id, role)
+        if version not in kept:
+            raise WeightsNotFoundError(f"run {run_id!r} has no {role} version {version}; kept are {kept}")
+        return self._read(run_id, role, version)
+
+    def versions(self, run_id: str, role: Role) -> tuple[WeightsVersion, ...]:
+        """Returns the committed versions that are kept and intact, oldest first."""
+        return tuple(self._intact(run_id, role, self._kept_numbers(run_id, role)))
+
+    def blob_path(self, digest: str) -> Path:
+        """Returns where the weights with that digest lie.
+
+        Raises:
+            WeightsNotFoundError: there are none, or `digest` is not one.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise WeightsNotFoundError(f"digest is {digest[:80]!r}; give 'sha256:' and 64 hexadecimal digits")
+        path = self._blob(digest)
+        if not path.exists():
+            raise WeightsNotFoundError(f"the store has no weights {digest}; push them")
+        return path
+
+    def verify(self, digest: str) -> Path:
+        """Returns where the weights lie, after reading them whole and comparing their checksum.
+
+        Raises:
+            WeightsNotFoundError: there are none, or the file is damaged.
+        """
+        path = self.blob_path(digest)
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != f"sha256:{found}":
+            raise WeightsNotFoundError(
+                f"weights {digest} are damaged in the store: the file {path.name} has the SHA-256 {found}; push them again"
+            )
+        return path
+
+    def delete_run(self, run_id: str) -> None:
+        """Forgets every version of a run. Does nothing where there is none."""
+        for role in _ROLES:
+            doomed = self._staging / f"{uuid.uuid4().hex}.run"
+            with suppress(FileNotFoundError):
+                self._directory(run_id, role).rename(doomed)
+                shutil.rmtree(doomed)
+        with suppress(OSError):  # not empty: the rest belongs to somebody else
+            (self._runs / run_id).rmdir()
+
+    def collect(self) -> None:
+        """Removes expired learner versions, blobs that no kept version names, and abandoned uploads.
+
+        Safe beside commits and other collections: what a kept version names is never lost. Call it now
+        and then.
+        """
+        now = time.time()
+        for directory in self._runs.glob("*/learner"):
+            for number in _numbers_in(directory)[: -self._keep_versions]:
+                # An expired manifest stays a while, so that a slow push can still see that it lost.
+                _remove_if_older(_manifest_path(directory, number), now - self._grace_s)
+        for set_aside in self._staging.glob(f"*{_SET_ASIDE}"):
+            self._restore_or_remove(set_aside)
+        named = self._named_digests()
+        for blob in self._blobs.iterdir() if named is not None else ():
+            with suppress(FileNotFoundError):  # another collection was faster
+                if blob.name not in (named or ()) and blob.stat().st_mtime < now - self._grace_s:
+                    # Set aside first: a commit that named it in this very moment is seen afterwards.
+                    set_aside = self._staging / f"{blob.name}.{uuid.uuid4().hex}{_SET_ASIDE}"
+                    blob.rename(set_aside)
+                    self._restore_or_remove(set_aside)
+        for leftover in self._staging.iterdir():
+            if not leftover.name.endswith(_SET_ASIDE):
+                _remove_if_older(leftover, now - UPLOAD_GRACE_S)
+
+    def _commit(
+        self, run_id: str, role: Role, digest: str, total_bytes: int, step: int, base_version: int, rewind: bool
+    ) -> WeightsVersion:
+        directory = self._directory(run_id, role)
+        directory.mkdir(parents=True, exist_ok=True)
+        numbers = self._kept_numbers(run_id, role)
+        kept = self._intact(run_id, role, numbers)
+        newest = numbers[-1] if numbers else 0
+        if (committed := _repeated(kept, newest, role, digest, step, rewind)) is not None:
+            return committed
+        if role == "reference" and newest:
+            raise ReferenceFrozenError(
+                f"run {run_id!r} has the reference {kept[-1].digest if kept else '(damaged)'} and cannot take {digest}; "
+                "a reference never changes under a run, create another run"
+            )
+        if role == "learner" and newest != base_version:
+            raise PushConflictError(
+                f"run {run_id!r} is at learner version {newest}, and was at {base_version} when this push began; "
+                "another push won, push again if these weights are still newer"
+            )
+        if role == "learner" and kept and step < kept[-1].step and not rewind:
+            raise StaleWeightsError(
+                f"step is {step}, the committed learner's is {kept[-1].step}; "
+                "push newer weights, or set rewind where training went back to a checkpoint"
+            )
+        version = WeightsVersion(newest + 1, step, digest, total_bytes, time.time())
+        if self._create(_manifest_path(directory, version.version), version):
+            return version
+        # Lost by a hair. The winner may be a repeat of this very push.
+        kept = self._intact(run_id, role, self._kept_numbers(run_id, role))
+        if (committed := _repeated(kept, newest + 1, role, digest, step, rewind)) is not None:
+            return committed
+        if role == "reference":
+            raise ReferenceFrozenError(
+                f"run {run_id!r} was given another reference meanwhile; a reference never changes under a run"
+            )
+        raise PushConflictError(
+            f"run {run_id!r} got learner version {newest + 1} from another push meanwhile; "
+            "push again if these weights are still newer"
+        )
+
+    def _create(self, manifest: Path, version: WeightsVersion) -> bool:
+        """Creates the manifest whole and durable; False where it exists already."""
+        complete = self._staging / f"{uuid.uuid4().hex}.manifest"
+        try:
+            with complete.open("x") as file:
+                json.dump(asdict(version), file)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(complete, manifest)
+            except FileExistsError:
+                # NFS may say so for its own repeated request; the link count knows.
+                if complete.stat().st_nlink == 1:
+                    return False
+            except FileNotFoundError as error:
+                raise PushConflictError("the run was deleted while its weights were committed") from error
+            _sync_directory(manifest.parent)
+            return True
+        finally:
+            complete.unlink(missing_ok=True)
+
+    def _keep_blob(self, staged: Path, digest: str) -> None:
+        # Replaced even where it exists: heals a damaged file and makes it young for `collect`.
+        os.utime(staged)
+        link = self._staging / f"{uuid.uuid4().hex}.blob"
+        os.link(staged, link)
+        link.replace(self._blob(digest))
+        _sync_directory(self._blobs)
+
+    def _restore_or_remove(self, set_aside: Path) -> None:
+        name = set_aside.name.partition(".")[0]
+        named = self._named_digests()
+        with suppress(FileNotFoundError):  # another collection was faster
+            if (named is None or name in named) and not (self._blobs / name).exists():
+                set_aside.rename(self._blobs / name)
+            else:
+                set_aside.unlink()
+
+    def _named_digests(self) -> set[str] | None:
+        """Returns the blob names of all kept versions, or None where a manifest cannot be read."""
+        named = set()
+        for role in _ROLES:
+            for directory in self._runs.glob(f"*/{role}"):
+                run_id = directory.parent.name
+                for number in self._kept_numbers(run_id, role):
+                    try:
+                        named.add(self._blob(self._read(run_id, role, number).digest).name)
+                    except WeightsNotFoundError as error:
+                        if _manifest_path(directory, number).exists():
+                            logger.warning("no weights are removed from the store: %s", error)
+                            return None
+        return named
+
+    def _intact(self, run_id: str, role: Role, numbers: list[int]) -> list[WeightsVersion]:
+        versions = []
+        for number in numbers:
+            try:
+                versions.append(self._read(run_id, role, number))
+            except WeightsNotFoundError as error:
+                logger.warning("left out: %s", error)
+        return versions
+
+    def _read(self, run_id: str, role: Role, number: int) -> WeightsVersion:
+        path = _manifest_path(self._directory(run_id, role), number)
+        try:
+            version = WeightsVersion(**json.loads(path.read_bytes()))
+            if version.version != number or not _DIGEST.fullmatch(version.digest):
+                raise ValueError(f"it describes version {version.version} with digest {version.digest}")
+        except FileNotFoundError as error:
+            raise WeightsNotFoundError(f"run {run_id!r} has no {role} version {number} any more") from error
+        except (ValueError, TypeError) as error:
+            raise WeightsNotFoundError(
+                f"{role} version {number} of run {run_id!r} is damaged in the store ({error}); push the weights again"
+            ) from error
+        return version
+
+    def _kept_numbers(self, run_id: str, role: Role) -> list[int]:
+        return self._numbers(run_id, role)[-self._keep_versions :]
+
+    def _numbers(self, run_id: str, role: Role) -> list[int]:
+        return _numbers_in(self._directory(run_id, role))
+
+    def _directory(self, run_id: str, role: Role) -> Path:
+        if not _RUN_ID.fullmatch(run_id):
+            raise ValueError(f"run_id is {run_id!r}; it must match {_RUN_ID.pattern}")
+        return self._runs / run_id / role
+
+    def _blob(self, digest: str) -> Path:
+        return self._blobs / digest.removeprefix("sha256:")
+
+
+def _repeated(
+    kept: list[WeightsVersion], newest: int, role: Role, digest: str, step: int, rewind: bool
+) -> WeightsVersion | None:
+    for version in kept:
+        same = version.digest == digest and (role == "reference" or version.step == step)
+        if same and (version.version == newest or not rewind):
+            return version
+    return None
+
+
+def _numbers_in(directory: Path) -> list[int]:
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return sorted(int(match[1]) for name in names if (match := _MANIFEST.fullmatch(name)))
+
+
+def _manifest_path(directory: Path, number: int) -> Path:
+    return directory / f"{number:08d}.json"
+
+
+def _remove_if_older(path: Path, time_s: float) -> None:
+    with suppress(FileNotFoundError):  # another collection was faster
+        if path.stat().st_mtime < time_s:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(f"the weight store cannot write: {error.strerror}; free space or delete runs") from error
