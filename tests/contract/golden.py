@@ -71,25 +71,25 @@ def _full(message: Descriptor, choice: FieldDescriptor | None) -> Message:
     full = GetMessageClass(message)()
     for field in message.fields:
         if oneof is None or field.containing_oneof is not oneof or field is choice:
-            _set(full, field)
+            _set(full, message, field)
     return full
 
 
-def _set(message: Message, field: FieldDescriptor) -> None:
+def _set(full: Message, message: Descriptor, field: FieldDescriptor) -> None:
     kind = field.message_type
     if kind is not None and kind.GetOptions().map_entry:
         value = kind.fields_by_name["value"].message_type
         if value is None:
             raise ValueError(f"{field.full_name} maps to a scalar; teach this file to set it")
-        getattr(message, field.name)[_value(kind.fields_by_name["key"])].CopyFrom(_inner(value))
-    elif kind is not None and _is_repeated(message.DESCRIPTOR, field):
-        getattr(message, field.name).add().CopyFrom(_inner(kind))
+        getattr(full, field.name)[_value(kind.fields_by_name["key"])].CopyFrom(_inner(value))
+    elif kind is not None and _is_repeated(message, field):
+        getattr(full, field.name).add().CopyFrom(_inner(kind))
     elif kind is not None:
-        getattr(message, field.name).CopyFrom(_inner(kind))
-    elif _is_repeated(message.DESCRIPTOR, field):
-        getattr(message, field.name).extend([_value(field), _value(field)])
+        getattr(full, field.name).CopyFrom(_inner(kind))
+    elif _is_repeated(message, field):
+        getattr(full, field.name).extend([_value(field), _value(field)])
     else:
-        setattr(message, field.name, _value(field))
+        setattr(full, field.name, _value(field))
 
 
 def _inner(message: Descriptor) -> Message:
