@@ -5,6 +5,7 @@ The Helm chart passes its `config:` through unchanged, so this module is also th
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,7 +75,16 @@ class ScorerConfig(_Section):
     threads: Positive | None = Field(None, description="Threads of one forward pass; none: num_cpus rounded up.")
     model_bytes: Positive = Field(4096 * MIB, description="Weights that one scorer holds; least recently used out.")
     micro_batch_rows: Positive = Field(256, description="Rows of one forward pass, fixed per run at its creation.")
+    micro_batch_timeout_s: PositiveSeconds = Field(
+        60.0, description="Longest answer to one micro-batch before it goes to another scorer."
+    )
+    load_timeout_s: PositiveSeconds = Field(30.0, description="Longest wait of a push for scorers to load it.")
     max_ongoing: Positive = Field(4, description="Micro-batches that one scorer queues before others are tried.")
+
+    @property
+    def threads_or_default(self) -> int:
+        """Threads of one forward pass on a scorer that Ray gave `num_cpus`."""
+        return self.threads or max(1, math.ceil(self.num_cpus))
 
 
 class WeightsConfig(_Section):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from preceptor.errors import (
     InvalidRunError,
@@ -18,12 +17,14 @@ from preceptor.errors import (
     UnavailableError,
     WeightsMissingError,
 )
-from preceptor.runs import ConfigValue, RunSpec
+from preceptor.runs import RunSpec
 from preceptor_service.config import ServiceConfig
 from preceptor_service.models import ArchitectureRegistry
+from preceptor_service.models.manifest import check_weights
+from preceptor_service.run_models import architecture_of, scoring_models
 from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.scores import SCORE_RULES, ScoreRule
-from preceptor_service.scoring.pool import LoadReport, ModelRef, ScorerPool, ScoringModels
+from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels
 from preceptor_service.selectors import SELECTORS, Selector
 from preceptor_service.tasks import TASKS, RunSchema, run_schema
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
@@ -99,24 +100,7 @@ class ActiveRun:
 
     def models(self, learner: WeightsVersion | None) -> ScoringModels:
         """Returns what scorers need to score under `learner` and the run's reference."""
-        return ScoringModels(
-            run_id=self.run_id,
-            task=self.spec.task,
-            learner=self._ref("learner", learner) if self.rule.needs_learner else None,
-            reference=self._ref("reference", self.reference) if self.rule.needs_reference else None,
-        )
-
-    def architecture(self, role: Role) -> tuple[str, Mapping[str, ConfigValue]]:
-        """Returns name and settings of the architecture that weights of `role` must fit."""
-        if role == "reference" and self.spec.reference_model is not None:
-            return self.spec.reference_model, self.spec.reference_model_config
-        return self.spec.model, self.spec.model_config
-
-    def _ref(self, role: Role, version: WeightsVersion | None) -> ModelRef | None:
-        if version is None:
-            return None
-        architecture, config = self.architecture(role)
-        return ModelRef(architecture, json.dumps(dict(config), sort_keys=True), version.digest, version.total_bytes)
+        return scoring_models(self.spec, learner, self.reference)
 
     def advance(self, version: WeightsVersion | None) -> None:
         """Uses `version` for new super-batches, unless a later one is in use."""
@@ -258,6 +242,14 @@ class RunRegistry:
         run.reference = version
         return await self._pool.load(run.models(None))
 
+    def check_weights(self, run: ActiveRun, role: Role, path: Path) -> None:
+        """Checks a safetensors file against the architecture that `role` has in `run`. Blocking.
+
+        Raises:
+            InvalidWeightsError: a tensor is missing, extra, misshapen, of another type or not finite.
+        """
+        check_weights(path, self._architectures.outline(*architecture_of(run.spec, role)))
+
     def _lacks_weights(self, run: ActiveRun) -> bool:
         return (run.rule.needs_learner and run.learner is None) or (
             run.rule.needs_reference and run.reference is None
@@ -323,10 +315,10 @@ class RunRegistry:
     def _checked(self, spec: RunSpec) -> RunSchema:
         """Returns the schema of a spec whose every setting is in range."""
         _check_spec(spec)
-        learner = run_schema(spec.task, self._architectures.build_meta(spec.model, spec.model_config))
+        learner = run_schema(spec.task, self._architectures.outline(spec.model, spec.model_config))
         if spec.reference_model is not None:
             reference = run_schema(
-                spec.task, self._architectures.build_meta(spec.reference_model, spec.reference_model_config)
+                spec.task, self._architectures.outline(spec.reference_model, spec.reference_model_config)
             )
             if reference != learner:
                 raise InvalidRunError(

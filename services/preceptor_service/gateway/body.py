@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
-from preceptor.errors import InvalidMessageError
+from preceptor.errors import InvalidMessageError, InvalidSuperBatchError, TooLargeError
 from preceptor.v1 import selection_pb2
+from preceptor_service.config import GatewayConfig
+
+RequestT = TypeVar("RequestT")
+
+UPLOAD_IDLE_S = 60.0
+"""Longest silence in the middle of an upload before the call is given up."""
+
+
+def check_body_bytes(body_bytes: int, config: GatewayConfig) -> None:
+    """Checks the announced size of a super-batch before anything is allocated.
+
+    Raises:
+        TooLargeError: it is above the limit.
+        InvalidMessageError: it is negative.
+    """
+    limit = config.max_super_batch_bytes
+    if body_bytes > limit:
+        raise TooLargeError(f"a super-batch has {body_bytes} bytes, the limit is {limit}; send fewer rows")
+    if body_bytes < 0:
+        raise InvalidMessageError(f"body_bytes is {body_bytes}; it cannot be negative")
+
+
+def check_rows(row_count: int, body_bytes: int, config: GatewayConfig) -> None:
+    """Checks the announced number of candidates.
+
+    Raises:
+        InvalidSuperBatchError: there are none, or more than the limit.
+    """
+    limit = config.max_super_batch_rows
+    if row_count < 1 or body_bytes == 0:
+        raise InvalidSuperBatchError(
+            f"the super-batch is empty: {row_count} rows in {body_bytes} bytes; offer at least one candidate"
+        )
+    if row_count > limit:
+        raise InvalidSuperBatchError(f"the super-batch has {row_count} rows, the limit is {limit}; send fewer")
 
 
 class ChunkOrder:
@@ -62,3 +101,18 @@ class Body:
         """Returns the bytes, read-only."""
         self._bytes.flags.writeable = False
         return self._bytes
+
+
+async def next_message(requests: AsyncIterator[RequestT]) -> RequestT:
+    """Returns the next message of a stream that is in the middle of something.
+
+    Raises:
+        InvalidMessageError: the stream ended, or nothing came within `UPLOAD_IDLE_S`.
+    """
+    try:
+        async with asyncio.timeout(UPLOAD_IDLE_S):
+            return await anext(requests)
+    except StopAsyncIteration:
+        raise InvalidMessageError("the stream ended too early; send every message that the contract asks for") from None
+    except TimeoutError:
+        raise InvalidMessageError(f"nothing came for {UPLOAD_IDLE_S:g} s in the middle of a call") from None

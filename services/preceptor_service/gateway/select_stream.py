@@ -18,13 +18,12 @@ from preceptor.errors import (
     InvalidMessageError,
     InvalidSuperBatchError,
     PreceptorError,
-    TooLargeError,
 )
 from preceptor.v1 import selection_pb2
 from preceptor_service.config import GatewayConfig
 from preceptor_service.gateway import translate
 from preceptor_service.gateway.answer_cache import AnswerCache, StepKey
-from preceptor_service.gateway.body import Body
+from preceptor_service.gateway.body import Body, check_body_bytes, check_rows
 from preceptor_service.gateway.status import as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.pipeline import Ask, Pipeline
@@ -128,11 +127,7 @@ class SelectStream:
             raise InvalidMessageError("the stream ended inside a super-batch; send all of its chunks")
 
     def _announced(self, header: selection_pb2.SuperBatchHeader) -> _Arriving:
-        limit = self._config.max_super_batch_bytes
-        if header.body_bytes > limit:
-            raise TooLargeError(f"a super-batch has {header.body_bytes} bytes, the limit is {limit}; send fewer rows")
-        if header.body_bytes < 0:
-            raise InvalidMessageError(f"body_bytes is {header.body_bytes}; it cannot be negative")
+        check_body_bytes(header.body_bytes, self._config)
         if self._unanswered_bytes + header.body_bytes > self._config.window_bytes:
             self._starved_since = time.perf_counter()
             self._metrics.credit_waits.labels(self._run.run_id).inc()
@@ -221,14 +216,7 @@ class SelectStream:
 def _check_header(header: selection_pb2.SuperBatchHeader, config: GatewayConfig) -> None:
     if header.step < 0 or header.rank < 0:
         raise InvalidSuperBatchError(f"step is {header.step} and rank is {header.rank}; both start at 0")
-    if header.row_count < 1 or header.body_bytes == 0:
-        raise InvalidSuperBatchError(
-            f"the super-batch is empty: {header.row_count} rows in {header.body_bytes} bytes; offer at least one row"
-        )
-    if header.row_count > config.max_super_batch_rows:
-        raise InvalidSuperBatchError(
-            f"the super-batch has {header.row_count} rows, the limit is {config.max_super_batch_rows}; send fewer"
-        )
+    check_rows(header.row_count, header.body_bytes, config)
     if not 1 <= len(header.digest) <= 32:
         raise InvalidSuperBatchError(f"digest has {len(header.digest)} bytes; give 1 to 32")
 

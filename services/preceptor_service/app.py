@@ -1,0 +1,174 @@
+"""Wiring: a configuration to a running service, on Ray or in this process.
+
+The only place that decides what runs where. Called by the command line, the demo and the tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from contextlib import closing
+from typing import Protocol, TypeVar
+
+from preceptor_service.config import ConfigError, ServiceConfig
+from preceptor_service.gateway.gateway import Gateway, Ports
+
+T = TypeVar("T")
+
+APP_NAME = "preceptor"
+_START_TIMEOUT_S = 120.0
+_MIN_RAY = (2, 60)
+
+
+class RunningService(Protocol):
+    """A service that answers; `stop` ends all that it started, and nothing else."""
+
+    @property
+    def ports(self) -> Ports:
+        """Where trainers and Prometheus connect."""
+        ...
+
+    def stop(self) -> None:
+        """Drains and stops. Blocking; safe to call twice."""
+        ...
+
+
+def start_service(config: ServiceConfig) -> RunningService:
+    """Starts the service and returns once it answers.
+
+    Raises:
+        ConfigError: a port is taken, or a setting does not work here.
+    """
+    weights = config.weights.model_copy(update={"path": config.weights.path.expanduser().absolute()})
+    config = config.model_copy(update={"weights": weights})
+    return EmbeddedService(config) if config.pool == "in-process" else RayService(config)
+
+
+class EmbeddedService:
+    """Gateway and engine in this process, without Ray.
+
+    Owns one thread, which runs the gateway's event loop.
+    """
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="preceptor-gateway", daemon=True)
+        self._thread.start()
+        self._gateway: Gateway | None = None
+        try:
+            self.ports = self._call(self._start(config)).result(_START_TIMEOUT_S)
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def stop(self) -> None:
+        """Drains and stops."""
+        if self._gateway is None:
+            return
+        gateway, self._gateway = self._gateway, None
+        self._call(gateway.stop()).result()
+        self._end_loop()
+
+    async def _start(self, config: ServiceConfig) -> Ports:
+        from preceptor_service.models import ArchitectureRegistry
+        from preceptor_service.scoring.engine import ScoringEngine
+        from preceptor_service.scoring.in_process import InProcessPool
+        from preceptor_service.weight_store import WeightStore
+
+        weight_store = WeightStore(config.weights.path, config.weights.keep_versions, config.weights.max_bytes)
+        architectures = ArchitectureRegistry(config.architectures)
+        scorer = config.scorer
+        engine = ScoringEngine(
+            weight_store,
+            architectures,
+            device=scorer.device,
+            threads=scorer.threads,
+            model_bytes=scorer.model_bytes,
+        )
+        gateway = Gateway(config, weight_store, architectures, InProcessPool(engine), shares_port=False)
+        ports = await gateway.start()
+        self._gateway = gateway
+        return ports
+
+    def _call(self, coroutine: Coroutine[None, None, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_START_TIMEOUT_S)
+        self._loop.close()
+
+
+class RayService:
+    """Gateways and scorers as Ray Serve deployments.
+
+    Starts a Ray of its own, or joins the one that `RAY_ADDRESS` names or that this process uses;
+    stops only what it started.
+    """
+
+    def __init__(self, config: ServiceConfig) -> None:
+        _require_free_port(config.gateway.host, config.gateway.port, "--port")
+        if config.metrics.enabled:
+            _require_free_port(config.metrics.host, config.metrics.port, "--metrics-port")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        import ray
+        from ray import serve
+
+        if tuple(map(int, ray.__version__.split(".")[:2])) < _MIN_RAY:
+            raise ConfigError(f"Ray is {ray.__version__}; older than 2.60 it opens unauthenticated ports: upgrade it")
+        from preceptor_service.gateway.deployment import gateway_deployment
+        from preceptor_service.scoring.ray_scorer import scorer_deployment
+
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS", "local"),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="WARNING",
+            )
+        self._running = True
+        try:
+            serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+            settings = config.model_dump(mode="json")
+            num_gpus = config.scorer.num_gpus
+            if num_gpus is None:
+                num_gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+            scorers = scorer_deployment(config, num_gpus).bind(settings)
+            app = gateway_deployment(config).bind(settings, scorers)
+            handle = serve.run(app, name=APP_NAME, route_prefix=None)
+            self.ports: Ports = handle.ports.remote().result(timeout_s=_START_TIMEOUT_S)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Drains and stops."""
+        if not self._running:
+            return
+        self._running = False
+        import ray
+        from ray import serve
+
+        if self._started_ray:
+            serve.shutdown()
+            ray.shutdown()
+        else:
+            serve.delete(APP_NAME)
+
+
+def _require_free_port(host: str, port: int, option: str) -> None:
+    """Raises `ConfigError` where somebody listens already: gateways share ports, so binding would not tell."""
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with {option}") from error

@@ -1,0 +1,61 @@
+"""`GatewayReplica`: the Ray Serve deployment around one gateway.
+
+Serve sees no request on it: trainers talk to the gateway's own port. It drains in its destructor,
+which Serve awaits, and shares its port, so that the next replica can take over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from preceptor_service.config import ServiceConfig, parse_config
+from preceptor_service.gateway.gateway import Gateway, Ports
+from preceptor_service.models import ArchitectureRegistry
+from preceptor_service.scoring.ray_pool import RayPool
+from preceptor_service.weight_store import WeightStore
+
+
+class GatewayReplica:
+    """One gateway on one node."""
+
+    _gateway: Gateway | None = None
+
+    async def __init__(self, settings: dict[str, Any], scorers: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+        """Args:
+            settings: a `ServiceConfig` as plain values.
+            scorers: handle of the `Scorer` deployment.
+        """
+        config = parse_config(settings)
+        gateway = Gateway(
+            config,
+            WeightStore(config.weights.path, config.weights.keep_versions, config.weights.max_bytes),
+            ArchitectureRegistry(config.architectures),
+            RayPool(scorers, config.scorer.load_timeout_s),
+            shares_port=True,
+        )
+        self._ports = await gateway.start()
+        self._gateway = gateway
+
+    async def ports(self) -> Ports:
+        """Returns where this gateway listens."""
+        return self._ports
+
+    async def __del__(self) -> None:
+        if self._gateway is not None:
+            await self._gateway.stop()
+
+
+def gateway_deployment(config: ServiceConfig) -> serve.Deployment:
+    """Returns the deployment that `config` describes: at most one gateway per node."""
+    return serve.deployment(GatewayReplica).options(
+        name="Gateway",
+        num_replicas=config.gateway.replicas,
+        max_replicas_per_node=1,
+        ray_actor_options={"num_cpus": config.gateway.num_cpus},
+        graceful_shutdown_timeout_s=config.gateway.drain_s + 5,
+        graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=2,
+    )

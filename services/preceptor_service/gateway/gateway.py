@@ -1,0 +1,96 @@
+"""`Gateway`: one gateway wired together, whatever runs it and whoever scores for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import start_http_server
+
+from preceptor_service.byte_budget import ByteBudget
+from preceptor_service.config import ConfigError, ServiceConfig
+from preceptor_service.gateway.selection_service import SelectionService
+from preceptor_service.gateway.server import GatewayServer
+from preceptor_service.gateway.weights_service import WeightsService
+from preceptor_service.metrics import GatewayMetrics
+from preceptor_service.models import ArchitectureRegistry
+from preceptor_service.pipeline import Pipeline
+from preceptor_service.run_store import RunStore
+from preceptor_service.runs import RunRegistry
+from preceptor_service.scoring.pool import ScorerPool
+from preceptor_service.weight_store import WeightStore
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a gateway listens; `metrics` is None where it serves none."""
+
+    grpc: int
+    metrics: int | None
+
+
+class Gateway:
+    """Server, pipeline and stores of one gateway. Lives on one event loop; `start` comes first."""
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        weight_store: WeightStore,
+        architectures: ArchitectureRegistry,
+        pool: ScorerPool,
+        shares_port: bool,
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        metrics = GatewayMetrics()
+        runs = RunRegistry(config, RunStore(config.weights.path), weight_store, architectures, pool)
+        in_flight = ByteBudget(config.gateway.in_flight_bytes)
+        pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
+        self._metrics = metrics
+        self._metrics_server: WSGIServer | None = None
+        self._server = GatewayServer(
+            SelectionService(runs, pipeline, config.gateway, metrics),
+            WeightsService(runs, weight_store, metrics),
+            config.gateway,
+            metrics,
+            shares_port,
+        )
+
+    async def start(self) -> Ports:
+        """Listens for trainers and for Prometheus.
+
+        Raises:
+            ConfigError: a port is taken.
+        """
+        metrics_port = self._serve_metrics()
+        try:
+            return Ports(await self._server.start(), metrics_port)
+        except ConfigError:
+            self._close_metrics()
+            raise
+
+    async def stop(self) -> None:
+        """Finishes what was accepted, then stops listening and closes the pool."""
+        await self._server.drain()
+        self._close_metrics()
+        await self._pool.close()
+
+    def _serve_metrics(self) -> int | None:
+        settings = self._config.metrics
+        if not settings.enabled:
+            return None
+        try:
+            server, _ = start_http_server(settings.port, settings.host, self._metrics.registry)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot serve metrics on {settings.host}:{settings.port}: {error.strerror}; "
+                "choose another with --metrics-port"
+            ) from error
+        self._metrics_server = server
+        return int(server.server_port)
+
+    def _close_metrics(self) -> None:
+        if self._metrics_server is not None:
+            self._metrics_server.shutdown()
+            self._metrics_server.server_close()
+            self._metrics_server = None

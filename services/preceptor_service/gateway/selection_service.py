@@ -1,0 +1,128 @@
+"""`SelectionService` of the contract: runs, Select and Score."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+
+from preceptor.errors import (
+    GatewayDrainingError,
+    InvalidMessageError,
+    InvalidRunError,
+    OverloadedError,
+)
+from preceptor.runs import RunSpec, spec_from_proto
+from preceptor.v1 import run_pb2, selection_pb2
+from preceptor_service.byte_budget import ByteBudget
+from preceptor_service.config import GatewayConfig
+from preceptor_service.gateway import translate
+from preceptor_service.gateway.answer_cache import AnswerCache
+from preceptor_service.gateway.body import Body, check_body_bytes, check_rows, next_message
+from preceptor_service.gateway.select_stream import SelectStream
+from preceptor_service.metrics import GatewayMetrics
+from preceptor_service.pipeline import Ask, Pipeline
+from preceptor_service.runs import RunRegistry
+
+Context = grpc.aio.ServicerContext
+
+
+class SelectionService:
+    """Answers trainers; see `proto/preceptor/v1/selection.proto` for what each call promises."""
+
+    def __init__(
+        self, runs: RunRegistry, pipeline: Pipeline, config: GatewayConfig, metrics: GatewayMetrics
+    ) -> None:
+        self._runs = runs
+        self._pipeline = pipeline
+        self._config = config
+        self._metrics = metrics
+        self._answers = AnswerCache(config.answer_cache_bytes)
+        self._score_bodies = ByteBudget(config.window_bytes)
+        self._draining = asyncio.Event()
+        self._streams = 0
+
+    def drain(self) -> None:
+        """Ends every Select stream as soon as what it accepted is answered, and refuses new ones."""
+        self._draining.set()
+
+    async def create_run(
+        self, request: selection_pb2.CreateRunRequest, context: Context
+    ) -> selection_pb2.CreateRunResponse:
+        """Creates a run, or returns the existing one of the same spec."""
+        run = await self._runs.create(_spec(request.spec))
+        return selection_pb2.CreateRunResponse(run=translate.run(run))
+
+    async def get_run(self, request: selection_pb2.GetRunRequest, context: Context) -> selection_pb2.GetRunResponse:
+        """Reads one run."""
+        return selection_pb2.GetRunResponse(run=translate.run(await self._runs.get(request.run_id)))
+
+    async def list_runs(
+        self, request: selection_pb2.ListRunsRequest, context: Context
+    ) -> selection_pb2.ListRunsResponse:
+        """Lists all runs."""
+        return selection_pb2.ListRunsResponse(runs=[translate.run(run) for run in await self._runs.list()])
+
+    async def delete_run(
+        self, request: selection_pb2.DeleteRunRequest, context: Context
+    ) -> selection_pb2.DeleteRunResponse:
+        """Deletes a run and its weights."""
+        await self._runs.delete(request.run_id)
+        self._metrics.forget_run(request.run_id)
+        return selection_pb2.DeleteRunResponse()
+
+    async def select(self, requests: AsyncIterator[selection_pb2.SelectRequest], context: Context) -> None:
+        """Serves one stream of super-batches."""
+        if self._draining.is_set():
+            raise GatewayDrainingError("this gateway is going away; connect again")
+        if self._streams >= self._config.max_streams:
+            raise OverloadedError(f"{self._streams} Select streams are open, the limit; try again later")
+        self._streams += 1
+        self._metrics.streams.inc()
+        try:
+            first = await next_message(requests)
+            if first.WhichOneof("kind") != "open":
+                raise InvalidMessageError("the stream does not start with SelectOpen; send it first")
+            run = await self._runs.get(first.open.run_id)
+            stream = SelectStream(
+                run, first.open.observed_learner_version, self._pipeline, self._answers, self._config, self._metrics
+            )
+            await stream.serve(requests, context, self._draining)
+        finally:
+            self._streams -= 1
+            self._metrics.streams.dec()
+
+    async def score(
+        self, requests: AsyncIterator[selection_pb2.ScoreRequest], context: Context
+    ) -> selection_pb2.ScoreResponse:
+        """Scores one super-batch."""
+        started = time.perf_counter()
+        first = await next_message(requests)
+        if first.WhichOneof("kind") != "header":
+            raise InvalidMessageError("the stream does not start with ScoreHeader; send it first")
+        header = first.header
+        run = await self._runs.get(header.run_id)
+        check_body_bytes(header.body_bytes, self._config)
+        check_rows(header.row_count, header.body_bytes, self._config)
+        deadline = asyncio.get_running_loop().time() + run.deadline_s
+        async with self._score_bodies.hold(header.body_bytes):
+            body = Body(header.body_bytes)
+            while not body.is_complete:
+                request = await next_message(requests)
+                if request.WhichOneof("kind") != "chunk":
+                    raise InvalidMessageError("something other than a Chunk came inside the body")
+                body.accept(request.chunk)
+            received = time.perf_counter()
+            pinned = await self._pipeline.pin(run, 0, header.observed_learner_version, deadline)
+            ask = Ask(0, 0, header.row_count, 1, body.read(), deadline)
+            scored, stages = await self._pipeline.score(run, pinned, ask)
+        return translate.scores(scored, pinned, stages, received - started, time.perf_counter() - started)
+
+
+def _spec(message: run_pb2.RunSpec) -> RunSpec:
+    try:
+        return spec_from_proto(message)
+    except ValueError as error:
+        raise InvalidRunError(str(error)) from error

@@ -1,0 +1,82 @@
+"""The gateway's gRPC server: our services, health, limits and keepalive on one port."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from preceptor.wire import MESSAGE_OVERHEAD_BYTES, SERVICES
+from preceptor_service.config import ConfigError, GatewayConfig
+from preceptor_service.gateway.handlers import generic_handlers
+from preceptor_service.gateway.selection_service import SelectionService
+from preceptor_service.gateway.weights_service import WeightsService
+from preceptor_service.metrics import GatewayMetrics
+
+_KEEPALIVE_MS = 20_000
+_KEEPALIVE_TIMEOUT_MS = 10_000
+_MIN_CLIENT_PING_MS = 5_000
+
+
+class GatewayServer:
+    """Serves trainers on one event loop until it is drained."""
+
+    def __init__(
+        self,
+        selection: SelectionService,
+        weights: WeightsService,
+        config: GatewayConfig,
+        metrics: GatewayMetrics,
+        shares_port: bool,
+    ) -> None:
+        """Args:
+            selection: answers trainers.
+            weights: takes weights.
+            config: address and limits.
+            metrics: counts errors.
+            shares_port: whether a replacement may listen on the same port while this one drains.
+        """
+        self._selection = selection
+        self._config = config
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", int(shares_port)),
+                ("grpc.max_receive_message_length", config.max_chunk_bytes + MESSAGE_OVERHEAD_BYTES),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+                ("grpc.http2.min_ping_interval_without_data_ms", _MIN_CLIENT_PING_MS),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_CLIENT_PING_MS),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ]
+        )
+        services = {SERVICES[0].full_name: selection, SERVICES[1].full_name: weights}
+        self._server.add_generic_rpc_handlers(generic_handlers(services, metrics))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    async def start(self) -> int:
+        """Listens, reports healthy, and returns the port.
+
+        Raises:
+            ConfigError: the address is taken or cannot be used.
+        """
+        address = f"{self._config.host}:{self._config.port}"
+        try:
+            port: int = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot listen on {address}: the port is taken or not allowed; choose another with --port"
+            ) from error
+        await self._server.start()
+        await self._report(health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+    async def drain(self) -> None:
+        """Reports unhealthy, finishes what was accepted within `drain_s`, and stops."""
+        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._selection.drain()
+        await self._server.stop(self._config.drain_s)
+
+    async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for service in ("", *(service.full_name for service in SERVICES)):
+            await self._health.set(service, status)

@@ -1,0 +1,111 @@
+"""`WeightsService` of the contract: weights staged, checked against the run, committed, loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+
+from preceptor.errors import InvalidMessageError, InvalidWeightsError
+from preceptor.v1 import weights_pb2
+from preceptor_service.gateway import translate
+from preceptor_service.gateway.body import ChunkOrder, next_message
+from preceptor_service.metrics import GatewayMetrics
+from preceptor_service.runs import ActiveRun, RunRegistry
+from preceptor_service.weight_store import Role, Staged, WeightStore
+
+Context = grpc.aio.ServicerContext
+
+_ROLES: dict[weights_pb2.WeightsRole.ValueType, Role] = {
+    weights_pb2.WEIGHTS_ROLE_LEARNER: "learner",
+    weights_pb2.WEIGHTS_ROLE_REFERENCE: "reference",
+}
+
+
+class WeightsService:
+    """Takes weights; see `proto/preceptor/v1/weights.proto` for what each call promises."""
+
+    def __init__(self, runs: RunRegistry, weight_store: WeightStore, metrics: GatewayMetrics) -> None:
+        self._runs = runs
+        self._weight_store = weight_store
+        self._metrics = metrics
+
+    async def push_weights(
+        self, requests: AsyncIterator[weights_pb2.PushWeightsRequest], context: Context
+    ) -> weights_pb2.PushWeightsResponse:
+        """Commits one set of weights and has the scorers load it."""
+        started = time.perf_counter()
+        first = await next_message(requests)
+        if first.WhichOneof("kind") != "header":
+            raise InvalidMessageError("the stream does not start with PushHeader; send it first")
+        header = first.header
+        role = _role(header)
+        run = await self._runs.get(header.run_id)
+        base = await asyncio.to_thread(self._weight_store.head, run.run_id, role)
+        staged = await asyncio.to_thread(self._weight_store.stage, header.total_bytes)
+        try:
+            await self._receive(requests, staged)
+            await asyncio.to_thread(self._runs.check_weights, run, role, staged.path)
+            version = await asyncio.to_thread(
+                self._weight_store.commit,
+                run.run_id,
+                role,
+                staged,
+                step=header.step,
+                base_version=base.version if base else 0,
+                rewind=header.rewind,
+            )
+        finally:
+            await asyncio.to_thread(staged.close)
+        self._metrics.pushes.labels(run.run_id, role).inc()
+        self._metrics.push_seconds.labels(run.run_id).inc(time.perf_counter() - started)
+        report = await (
+            self._runs.serve(run, version) if role == "learner" else self._runs.serve_reference(run, version)
+        )
+        await asyncio.to_thread(self._weight_store.collect)
+        return weights_pb2.PushWeightsResponse(
+            version=translate.weights_version(version), replicas_loaded=report.loaded, replicas_asked=report.asked
+        )
+
+    async def get_weights(
+        self, request: weights_pb2.GetWeightsRequest, context: Context
+    ) -> weights_pb2.GetWeightsResponse:
+        """Reads the committed versions of a run."""
+        run: ActiveRun = await self._runs.get(request.run_id)
+        learners = await asyncio.to_thread(self._weight_store.versions, run.run_id, "learner")
+        reference = await asyncio.to_thread(self._weight_store.head, run.run_id, "reference")
+        return weights_pb2.GetWeightsResponse(
+            learner_versions=[translate.weights_version(version) for version in learners],
+            reference=translate.weights_version(reference) if reference else None,
+        )
+
+    async def _receive(self, requests: AsyncIterator[weights_pb2.PushWeightsRequest], staged: Staged) -> None:
+        order = ChunkOrder(staged.total_bytes)
+        while not order.is_complete:
+            request = await next_message(requests)
+            kind = request.WhichOneof("kind")
+            if kind == "commit":
+                raise InvalidWeightsError(
+                    f"the weights are truncated: {order.received_bytes} of {order.total_bytes} bytes came; send all"
+                )
+            if kind != "chunk":
+                raise InvalidMessageError("something other than a Chunk came inside the weights")
+            order.accept(request.chunk)
+            await asyncio.to_thread(staged.write, request.chunk.data)
+        last = await next_message(requests)
+        if last.WhichOneof("kind") != "commit":
+            raise InvalidMessageError("the weights do not end with PushCommit; send it last")
+        await asyncio.to_thread(staged.seal, last.commit.sha256)
+
+
+def _role(header: weights_pb2.PushHeader) -> Role:
+    role = _ROLES.get(header.role)
+    if role is None:
+        raise InvalidMessageError(f"role is {header.role}; name learner or reference")
+    if header.step < 0:
+        raise InvalidMessageError(f"step is {header.step}; steps start at 0")
+    if header.total_bytes < 1:
+        raise InvalidWeightsError(f"the weights have {header.total_bytes} bytes; push at least one tensor")
+    return role

@@ -1,0 +1,58 @@
+"""Which models a run scores with: from its spec and its committed weights to `ScoringModels`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from preceptor.errors import PreceptorError
+from preceptor.runs import ConfigValue, RunSpec
+from preceptor_service.run_store import RunStore
+from preceptor_service.scores import SCORE_RULES
+from preceptor_service.scoring.pool import ModelRef, ScoringModels
+from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
+
+
+def architecture_of(spec: RunSpec, role: Role) -> tuple[str, Mapping[str, ConfigValue]]:
+    """Returns name and settings of the architecture that weights of `role` must fit."""
+    if role == "reference" and spec.reference_model is not None:
+        return spec.reference_model, spec.reference_model_config
+    return spec.model, spec.model_config
+
+
+def scoring_models(
+    spec: RunSpec, learner: WeightsVersion | None, reference: WeightsVersion | None
+) -> ScoringModels:
+    """Returns what scorers need for the run's score rule, as far as it was pushed."""
+    rule = SCORE_RULES[spec.score]
+    return ScoringModels(
+        run_id=spec.run_id,
+        task=spec.task,
+        learner=_ref(spec, "learner", learner) if rule.needs_learner else None,
+        reference=_ref(spec, "reference", reference) if rule.needs_reference else None,
+    )
+
+
+def committed_models(run_store: RunStore, weight_store: WeightStore) -> list[ScoringModels]:
+    """Returns the models of every run that has weights, the latest commit first.
+
+    What a new scorer loads before it reports healthy. Runs whose files are damaged are left out.
+    """
+    found = []
+    for run_id in run_store.list():
+        try:
+            spec = run_store.read(run_id).spec
+            learner, reference = weight_store.head(run_id, "learner"), weight_store.head(run_id, "reference")
+        except PreceptorError:
+            continue
+        committed = max((version.commit_time_s for version in (learner, reference) if version), default=None)
+        if committed is not None:
+            found.append((committed, scoring_models(spec, learner, reference)))
+    return [models for _, models in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _ref(spec: RunSpec, role: Role, version: WeightsVersion | None) -> ModelRef | None:
+    if version is None:
+        return None
+    architecture, config = architecture_of(spec, role)
+    return ModelRef(architecture, json.dumps(dict(config), sort_keys=True), version.digest, version.total_bytes)

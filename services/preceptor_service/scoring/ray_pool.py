@@ -1,0 +1,61 @@
+"""`RayPool`: scorers behind a Ray Serve deployment handle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from ray.exceptions import ObjectLostError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, RequestCancelledError
+from ray.serve.handle import DeploymentHandle
+
+from preceptor.errors import PreceptorError, ScorersUnavailableError
+from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ScorerLostError, ScoringModels
+
+logger = logging.getLogger(__name__)
+
+_LOST = (RayActorError, WorkerCrashedError, ObjectLostError, RaySystemError, RequestCancelledError)
+
+
+class RayPool:
+    """Implements `ScorerPool`: Serve routes each micro-batch to the least loaded replica."""
+
+    def __init__(self, scorers: DeploymentHandle[Any], load_timeout_s: float) -> None:
+        self._scorers = scorers
+        self._load_timeout_s = load_timeout_s
+
+    async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
+        """Scores one micro-batch on one replica; see `ScorerPool.losses`."""
+        response = self._scorers.losses.remote(models, batch)
+        try:
+            losses: Losses = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except DeploymentUnavailableError as error:
+            raise ScorersUnavailableError("the scorers are not deployed; the service is starting or failing") from error
+        except (*_LOST, RayServeException) as error:
+            raise ScorerLostError(str(error)) from error
+        except RayTaskError as error:
+            if isinstance(error.cause, PreceptorError):
+                raise error.cause from None
+            raise
+        return losses
+
+    async def load(self, models: ScoringModels) -> LoadReport:
+        """Asks every replica to load `models`; a replica that fails or is slow is not counted as loaded."""
+        response = self._scorers.broadcast("load", models)
+        try:
+            async with asyncio.timeout(self._load_timeout_s):
+                results = await response.results_async(return_exceptions=True)
+        except (TimeoutError, RayServeException, RayActorError) as error:
+            logger.warning("run %s: not every scorer loaded new weights: %r", models.run_id, error)
+            return LoadReport(loaded=0, asked=0)
+        failed = [result for result in results if isinstance(result, BaseException)]
+        for error in failed:
+            logger.warning("run %s: a scorer did not load new weights: %r", models.run_id, error)
+        return LoadReport(loaded=len(results) - len(failed), asked=len(results))
+
+    async def close(self) -> None:
+        """Does nothing: Serve owns the scorers."""

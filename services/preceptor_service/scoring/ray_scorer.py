@@ -1,0 +1,83 @@
+"""`Scorer`: the Ray Serve deployment around one `ScoringEngine`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ray import serve
+
+from preceptor.errors import PreceptorError
+from preceptor_service.config import ServiceConfig, parse_config
+from preceptor_service.models import ArchitectureRegistry
+from preceptor_service.run_models import committed_models
+from preceptor_service.run_store import RunStore
+from preceptor_service.scoring.engine import ScoringEngine
+from preceptor_service.scoring.in_process import InProcessPool
+from preceptor_service.scoring.pool import Losses, MicroBatch, ScoringModels
+from preceptor_service.weight_store import WeightStore
+
+logger = logging.getLogger(__name__)
+
+
+class Scorer:
+    """One scorer replica. Serve reports it healthy once the committed weights are loaded."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """Args:
+            settings: a `ServiceConfig` as plain values.
+        """
+        config = parse_config(settings)
+        weight_store = WeightStore(config.weights.path, config.weights.keep_versions, config.weights.max_bytes)
+        engine = ScoringEngine(
+            weight_store,
+            ArchitectureRegistry(config.architectures),
+            device=config.scorer.device,
+            threads=config.scorer.threads_or_default,
+            model_bytes=config.scorer.model_bytes,
+        )
+        self._pool = InProcessPool(engine)
+        _load_committed(engine, RunStore(config.weights.path), weight_store, config.scorer.model_bytes)
+
+    async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
+        """Returns the losses of one micro-batch; see `ScorerPool.losses`."""
+        return await self._pool.losses(models, batch)
+
+    async def load(self, models: ScoringModels) -> None:
+        """Loads `models` beside what is held; scoring goes on."""
+        await self._pool.load(models)
+
+
+def scorer_deployment(config: ServiceConfig, num_gpus: float) -> serve.Deployment:
+    """Returns the deployment that `config` describes, with `num_gpus` for each replica."""
+    scorer = config.scorer
+    scaling: dict[str, Any] = {"num_replicas": scorer.replicas}
+    if scorer.max_replicas is not None:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": scorer.replicas,
+                "max_replicas": scorer.max_replicas,
+                "target_ongoing_requests": max(1, scorer.max_ongoing // 2),
+            }
+        }
+    return serve.deployment(Scorer).options(
+        name="Scorer",
+        ray_actor_options={"num_cpus": scorer.num_cpus, "num_gpus": num_gpus},
+        max_ongoing_requests=scorer.max_ongoing,
+        graceful_shutdown_timeout_s=config.gateway.drain_s,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        **scaling,
+    )
+
+
+def _load_committed(engine: ScoringEngine, runs: RunStore, weights: WeightStore, limit_bytes: int) -> None:
+    held = 0
+    for models in committed_models(runs, weights):
+        held += sum(ref.total_bytes for ref in (models.learner, models.reference) if ref)
+        if held > limit_bytes:
+            return
+        try:
+            engine.load(models)
+        except PreceptorError:
+            logger.exception("run %s: committed weights cannot be loaded", models.run_id)
