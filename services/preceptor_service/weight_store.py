@@ -11,7 +11,6 @@ a file system with hard links, shared by all of them (a local disk, NFS, CephFS,
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -20,15 +19,13 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from preceptor.errors import (
-    DiskFullError,
+    InternalError,
     InvalidWeightsError,
     PushConflictError,
     ReferenceFrozenError,
@@ -36,6 +33,9 @@ from preceptor.errors import (
     TooLargeError,
     WeightsNotFoundError,
 )
+from preceptor_service.weight_staging import Staged, disk_errors, sync_directory
+
+__all__ = ["Role", "Staged", "WeightStore", "WeightsVersion"]
 
 Role = Literal["learner", "reference"]
 
@@ -70,69 +70,6 @@ class WeightsVersion:
     commit_time_s: float
 
 
-class Staged:
-    """A safetensors file on its way in; a context manager that removes what was not committed.
-
-    For one thread. Holds one open file and no data in memory.
-    """
-
-    def __init__(self, path: Path, total_bytes: int) -> None:
-        self.path = path
-        self.total_bytes = total_bytes
-        self.written_bytes = 0
-        self.digest: str | None = None
-        self._sha256 = hashlib.sha256()
-        self._file = path.open("xb")
-
-    def write(self, data: bytes) -> None:
-        """Appends `data`.
-
-        Raises:
-            InvalidWeightsError: more bytes than announced.
-            DiskFullError: the disk is full.
-        """
-        if self.written_bytes + len(data) > self.total_bytes:
-            raise InvalidWeightsError(
-                f"weights have at least {self.written_bytes + len(data)} bytes, announced were {self.total_bytes}; "
-                "announce the size of the safetensors file"
-            )
-        with _disk_errors():
-            self._file.write(data)
-        self._sha256.update(data)
-        self.written_bytes += len(data)
-
-    def seal(self, sha256: bytes) -> None:
-        """Makes the file durable, once it is known to be what the sender meant.
-
-        Raises:
-            InvalidWeightsError: fewer bytes than announced, or another checksum.
-            DiskFullError: the disk is full.
-        """
-        if self.written_bytes != self.total_bytes:
-            raise InvalidWeightsError(
-                f"weights are truncated: {self.written_bytes} bytes came, announced were {self.total_bytes}; push again"
-            )
-        if self._sha256.digest() != sha256:
-            raise InvalidWeightsError(
-                f"weights have the SHA-256 {self._sha256.hexdigest()}, announced was {sha256.hex()}; push again"
-            )
-        with _disk_errors():
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-        self.digest = f"sha256:{self._sha256.hexdigest()}"
-
-    def __enter__(self) -> Staged:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with suppress(OSError):  # a full disk again, while the file goes away anyway
-            self._file.close()
-        self.path.unlink(missing_ok=True)
-
-
 class WeightStore:
     """The weights of every run. Safe for any number of threads and processes at once.
 
@@ -142,8 +79,8 @@ class WeightStore:
         max_bytes: largest set of weights.
         grace_s: how long a blob that nothing names, and the trace of an expired version, stay.
 
-    Every method blocks on the disk. All but `write` of `Staged` raise `DiskFullError` where they need
-    space and there is none.
+    Every method blocks on the disk; `stage`, `commit` and `adopt` raise `DiskFullError` where there is no
+    space.
     """
 
     def __init__(self, root: Path, keep_versions: int, max_bytes: int, grace_s: float = 60.0) -> None:
@@ -170,7 +107,7 @@ class WeightStore:
                 f"weights have {total_bytes} bytes, the limit is {self._max_bytes} (weights.max_bytes); "
                 "push a smaller proxy, or bfloat16"
             )
-        with _disk_errors():
+        with disk_errors():
             return Staged(self._staging / f"{uuid.uuid4().hex}.upload", total_bytes)
 
     def commit(
@@ -198,24 +135,25 @@ class WeightStore:
         digest = staged.digest
         if digest is None:
             raise ValueError("the staged weights are not sealed; call seal() first")
-        with _disk_errors():
+        with disk_errors():
             self._keep_blob(staged.path, digest)
             committed = self._commit(run_id, role, digest, staged.total_bytes, step, base_version, rewind)
             if not self._blob(digest).exists():  # `collect` took it for old just before the manifest named it
                 self._keep_blob(staged.path, digest)
         return committed
 
-    def adopt(self, run_id: str, digest: str) -> WeightsVersion:
-        """Makes weights that the store already holds the reference of a run. Idempotent.
+    def adopt(self, run_id: str, role: Role, digest: str) -> WeightsVersion:
+        """Makes weights that the store already holds the first version of a run, at step 0. Idempotent.
 
         Raises:
             WeightsNotFoundError: there are none with that digest.
             ReferenceFrozenError: the run has another reference.
+            PushConflictError: the run has another learner.
         """
         total_bytes = self.blob_path(digest).stat().st_size
-        with _disk_errors():
+        with disk_errors():
             os.utime(self.blob_path(digest))
-            committed = self._commit(run_id, "reference", digest, total_bytes, step=0, base_version=0, rewind=False)
+            committed = self._commit(run_id, role, digest, total_bytes, step=0, base_version=0, rewind=False)
         self.blob_path(digest)
         return committed
 
@@ -223,7 +161,7 @@ class WeightStore:
         """Returns the newest committed version, or None before the first.
 
         Raises:
-            WeightsNotFoundError: its manifest is damaged.
+            InternalError: its manifest is damaged.
         """
         numbers = self._numbers(run_id, role)
         return self._read(run_id, role, numbers[-1]) if numbers else None
@@ -232,7 +170,8 @@ class WeightStore:
         """Returns one committed version that is kept.
 
         Raises:
-            WeightsNotFoundError: there is no such version, it expired, or its manifest is damaged.
+            WeightsNotFoundError: there is no such version, or it expired.
+            InternalError: its manifest is damaged.
         """
         kept = self._kept_numbers(run_id, role)
         if version not in kept:
@@ -260,14 +199,15 @@ class WeightStore:
         """Returns where the weights lie, after reading them whole and comparing their checksum.
 
         Raises:
-            WeightsNotFoundError: there are none, or the file is damaged.
+            WeightsNotFoundError: there are none.
+            InternalError: the file is damaged.
         """
         path = self.blob_path(digest)
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != f"sha256:{found}":
-            raise WeightsNotFoundError(
-                f"weights {digest} are damaged in the store: the file {path.name} has the SHA-256 {found}; push them again"
+            raise InternalError(
+                f"weights {digest} are damaged in the store: the file has the SHA-256 {found}; push them again"
             )
         return path
 
@@ -318,7 +258,7 @@ class WeightStore:
             return committed
         if role == "reference" and newest:
             raise ReferenceFrozenError(
-                f"run {run_id!r} has the reference {kept[-1].digest if kept else '(damaged)'} and cannot take {digest}; "
+                f"run {run_id!r} has the reference {kept[-1].digest if kept else '(damaged)'}, not {digest}; "
                 "a reference never changes under a run, create another run"
             )
         if role == "learner" and newest != base_version:
@@ -363,7 +303,7 @@ class WeightStore:
                     return False
             except FileNotFoundError as error:
                 raise PushConflictError("the run was deleted while its weights were committed") from error
-            _sync_directory(manifest.parent)
+            sync_directory(manifest.parent)
             return True
         finally:
             complete.unlink(missing_ok=True)
@@ -374,7 +314,7 @@ class WeightStore:
         link = self._staging / f"{uuid.uuid4().hex}.blob"
         os.link(staged, link)
         link.replace(self._blob(digest))
-        _sync_directory(self._blobs)
+        sync_directory(self._blobs)
 
     def _restore_or_remove(self, set_aside: Path) -> None:
         name = set_aside.name.partition(".")[0]
@@ -394,10 +334,11 @@ class WeightStore:
                 for number in self._kept_numbers(run_id, role):
                     try:
                         named.add(self._blob(self._read(run_id, role, number).digest).name)
-                    except WeightsNotFoundError as error:
-                        if _manifest_path(directory, number).exists():
-                            logger.warning("no weights are removed from the store: %s", error)
-                            return None
+                    except WeightsNotFoundError:
+                        continue  # deleted since it was listed
+                    except InternalError as error:
+                        logger.warning("no weights are removed from the store: %s", error)
+                        return None
         return named
 
     def _intact(self, run_id: str, role: Role, numbers: list[int]) -> list[WeightsVersion]:
@@ -405,7 +346,9 @@ class WeightStore:
         for number in numbers:
             try:
                 versions.append(self._read(run_id, role, number))
-            except WeightsNotFoundError as error:
+            except WeightsNotFoundError:
+                continue  # deleted since it was listed
+            except InternalError as error:
                 logger.warning("left out: %s", error)
         return versions
 
@@ -418,7 +361,7 @@ class WeightStore:
         except FileNotFoundError as error:
             raise WeightsNotFoundError(f"run {run_id!r} has no {role} version {number} any more") from error
         except (ValueError, TypeError) as error:
-            raise WeightsNotFoundError(
+            raise InternalError(
                 f"{role} version {number} of run {run_id!r} is damaged in the store ({error}); push the weights again"
             ) from error
         return version
@@ -467,21 +410,3 @@ def _remove_if_older(path: Path, time_s: float) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFullError(f"the weight store cannot write: {error.strerror}; free space or delete runs") from error
