@@ -1,0 +1,26 @@
+"""What a trainer imports: a synchronous client of the Preceptor selection service.
+
+    from preceptor import RunSpec, SelectionClient
+
+The errors are in `preceptor.errors`, the loader for torch in `preceptor.torch`. Importing this package loads neither
+torch nor ray.
+"""
+
+from preceptor.answers import PushedWeights, RunStatus, Scores, Selection, Timings
+from preceptor.channel import Tls
+from preceptor.client import Run, SelectionClient
+from preceptor.errors import PreceptorError
+from preceptor.runs import RunSpec
+
+__all__ = [
+    "PreceptorError",
+    "PushedWeights",
+    "Run",
+    "RunSpec",
+    "RunStatus",
+    "Scores",
+    "Selection",
+    "SelectionClient",
+    "Timings",
+    "Tls",
+]

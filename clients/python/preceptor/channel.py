@@ -1,0 +1,238 @@
+"""The connection to one gateway address, and the one place where a `grpc.RpcError` becomes a `PreceptorError`.
+
+Used by `client.py`, `stream.py` and `weights.py`; nothing else in the client touches gRPC.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from preceptor.errors import REASON_METADATA_KEY, ClosedError, PreceptorError, error_from
+from preceptor.wire import Method, methods
+
+CHUNK_BYTES = 1024 * 1024
+"""Bytes per `Chunk` in Score and PushWeights, where no gateway names a limit beforehand."""
+
+# The scores of 10^6 candidates return in one message of some 12 MB; this leaves room for twenty times that.
+_MAX_RECEIVE_BYTES = 256 * 1024 * 1024
+
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
+    # What may be sent is the gateway's to say: SelectOpened.max_chunk_bytes.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # gRPC cannot resend a stream; stream.py and weights.py resume with idempotent identities instead.
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Without its own pool a client inherits the connection and the back-off of another client in the process.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+_BACKOFF_FIRST_S = 0.05
+_BACKOFF_LAST_S = 2.0
+
+_METHODS: dict[str, Method] = {method.name: method for method in methods()}
+_TARGET = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
+# A transport that breaks speaks these codes and, unlike a gateway, adds no reason.
+_TRANSPORT_CODES = frozenset({"CANCELLED", "INTERNAL", "DEADLINE_EXCEEDED"})
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """TLS settings, each PEM-encoded.
+
+    Attributes:
+        root_certificates: authorities to trust; None: gRPC's default roots.
+        private_key: the trainer's key, for mutual TLS; together with `certificate_chain`.
+        certificate_chain: the trainer's certificate, for mutual TLS.
+    """
+
+    root_certificates: bytes | None = None
+    private_key: bytes | None = field(default=None, repr=False)
+    certificate_chain: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if (self.private_key is None) != (self.certificate_chain is None):
+            raise ValueError("mutual TLS needs both private_key and certificate_chain; one of them is None")
+
+
+@dataclass(frozen=True)
+class RpcFailure:
+    """How one rpc ended, other than well.
+
+    Attributes:
+        error: the same, in the client's own tree.
+        is_transport: the connection broke or the gateway goes away; repeating on a new one makes sense.
+    """
+
+    error: PreceptorError
+    is_transport: bool
+
+
+def rpc_failure(raised: grpc.RpcError, what: str) -> RpcFailure:
+    """Returns what `raised` means: code, reason from the trailing metadata, and details.
+
+    Args:
+        raised: as caught from a call.
+        what: which call to which address, put in front where the gateway itself said nothing.
+    """
+    # A call's own exception is the call itself, whose state is known once it has raised.
+    status = raised.code() if isinstance(raised, grpc.Call) else None
+    code = status.name if status is not None else "UNKNOWN"
+    details = (raised.details() if isinstance(raised, grpc.Call) else str(raised)) or code
+    reason = _reason(raised)
+    message = details if reason is not None else f"{what}: {details}"
+    is_transport = code == "UNAVAILABLE" or (reason is None and code in _TRANSPORT_CODES)
+    return RpcFailure(error_from(code, reason, message), is_transport)
+
+
+def _reason(raised: grpc.RpcError) -> str | None:
+    metadata = (raised.trailing_metadata() or ()) if isinstance(raised, grpc.Call) else ()
+    for key, value in metadata:
+        if key == REASON_METADATA_KEY:
+            return str(value)
+    return None
+
+
+def backoff_s(failures: int) -> float:
+    """Returns how long to wait after so many failures in a row (1 or more): 0.05 s doubled up to 2 s, with jitter."""
+    longest_s = min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 10))
+    return longest_s * random.uniform(0.5, 1.0)
+
+
+class Connection:
+    """One channel to one address, with credentials; safe to use from any thread of the process that opened it.
+
+    Args:
+        target: `"host:port"`; an IPv6 address in brackets.
+        token: sent as `authorization: Bearer`; refused without TLS unless the host is this machine.
+        tls: None for plaintext.
+
+    Raises:
+        ValueError: `target` is not `"host:port"`, or a token would travel in the clear.
+    """
+
+    def __init__(self, target: str, token: str | None, tls: Tls | None) -> None:
+        host = _host(target)
+        if token is not None and tls is None and not _is_loopback(host):
+            raise ValueError(
+                f"a token for {target} would travel unencrypted; pass tls=Tls(...), or drop the token. "
+                "Without TLS a token is only sent to this machine (localhost, 127.0.0.0/8, ::1)"
+            )
+        self.target = target
+        self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        self._pid = os.getpid()
+        self._closed = False
+        if tls is None:
+            self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        else:
+            credentials = grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate_chain)
+            self._channel = grpc.secure_channel(target, credentials, options=_OPTIONS)
+        self._calls = {name: self._callable(method) for name, method in _METHODS.items()}
+
+    def check_usable(self) -> None:
+        """Raises `RuntimeError` in a process other than the opener's, and `ClosedError` after `close`."""
+        if not self.is_own_process:
+            raise RuntimeError(
+                f"this SelectionClient was opened in process {self._pid} and is used in process {os.getpid()}, after a "
+                "fork; gRPC does not survive that. Select in the training process, not in a DataLoader worker, or "
+                "open a SelectionClient in this process"
+            )
+        if self._closed:
+            raise ClosedError(f"the client of {self.target} is closed; open a new SelectionClient")
+
+    @property
+    def is_own_process(self) -> bool:
+        """Whether this is the process that opened the connection, not a fork of it."""
+        return os.getpid() == self._pid
+
+    def unary(self, name: str, request: Message | Iterator[Message], response: type[M], timeout_s: float) -> M:
+        """Calls an rpc with one answer; blocks at most `timeout_s`.
+
+        Raises:
+            PreceptorError: whatever the gateway or the network said.
+        """
+        answer, failure = self.try_unary(name, request, response, timeout_s)
+        if failure is not None or answer is None:
+            raise (failure.error if failure is not None else PreceptorError(f"{name} gave no answer"))
+        return answer
+
+    def try_unary(
+        self, name: str, request: Message | Iterator[Message], response: type[M], timeout_s: float
+    ) -> tuple[M | None, RpcFailure | None]:
+        """As `unary`, but returns a failure instead of raising it, for callers that repeat."""
+        self.check_usable()
+        try:
+            answer = self._calls[name](request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as raised:
+            return None, rpc_failure(raised, f"{name} to {self.target}")
+        except ValueError as raised:
+            return None, RpcFailure(self._closed_meanwhile(raised), is_transport=False)
+        if not isinstance(answer, response):
+            raise TypeError(f"{name} answers {type(answer).__name__}, not {response.__name__}")
+        return answer, None
+
+    def stream(self, name: str, requests: Iterator[Message]) -> Any:
+        """Starts a bidi stream and returns gRPC's call: iterate for responses, `cancel()` to end it. Does not block.
+
+        Raises:
+            ClosedError: the client was closed.
+        """
+        self.check_usable()
+        try:
+            return self._calls[name](requests, metadata=self._metadata)
+        except ValueError as raised:
+            raise self._closed_meanwhile(raised) from None
+
+    def close(self) -> None:
+        """Ends all calls; does nothing in a fork, whose copy of the channel is not alive."""
+        self._closed = True
+        if self.is_own_process:
+            self._channel.close()
+
+    def _closed_meanwhile(self, raised: ValueError) -> ClosedError:
+        # gRPC says "Cannot invoke RPC on closed channel!" by ValueError.
+        if not self._closed:
+            raise raised
+        return ClosedError(f"the client of {self.target} was closed while a call began; open a new SelectionClient")
+
+    def _callable(self, method: Method) -> Any:
+        factory = {
+            (False, False): self._channel.unary_unary,
+            (True, False): self._channel.stream_unary,
+            (True, True): self._channel.stream_stream,
+        }[method.client_streaming, method.server_streaming]
+        return factory(
+            method.path,
+            request_serializer=method.request.SerializeToString,
+            response_deserializer=method.response.FromString,
+        )
+
+
+def _host(target: str) -> str:
+    match = _TARGET.fullmatch(target)
+    if match is None or int(match["port"]) > 65_535:
+        raise ValueError(f"target is {target!r}; give 'host:port', e.g. 'localhost:7600' or '[::1]:7600'")
+    return match["host"].strip("[]")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,304 @@
+"""`SelectionClient` and `Run`: what a trainer holds. A façade over the stream, the weights and the plain calls."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+
+from preceptor import batches, weights
+from preceptor.answers import PushedWeights, RunStatus, Scores, Selection
+from preceptor.channel import CHUNK_BYTES, Connection, Tls
+from preceptor.decoding import scores_from_proto, spec_of, status_from_proto
+from preceptor.errors import DeadlineExceededError
+from preceptor.runs import RunSpec, spec_to_proto
+from preceptor.stream import SelectStream
+from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
+
+# The stream settles every future at its deadline; waiting for one a little longer only guards against its failing to.
+_GRACE_S = 5.0
+
+
+class SelectionClient:
+    """A connection to the service at one address.
+
+    Safe to use from any threads of the process that opened it; a fork of that process gets a `RuntimeError`. Every
+    method blocks at most `timeout_s` and raises nothing but `PreceptorError`, or `ValueError`/`TypeError` for an
+    argument that cannot be sent. Opening does not connect; the first call does.
+
+    Args:
+        target: `"host:port"` of a gateway, or of whatever balances between several.
+        token: sent as a bearer token; needs `tls` unless the host is this machine.
+        tls: None for plaintext.
+        timeout_s: default for every call.
+
+    Raises:
+        ValueError: `target` is not `"host:port"`, `timeout_s` is not above 0, or a token would travel unencrypted.
+    """
+
+    def __init__(self, target: str, token: str | None = None, tls: Tls | None = None, timeout_s: float = 30.0) -> None:
+        self._timeout_s = _checked_timeout(timeout_s)
+        self._connection = Connection(target, token, tls)
+        self._lock = threading.Lock()
+        self._streams: dict[str, SelectStream] = {}
+
+    def create_run(self, spec: RunSpec) -> Run:
+        """Creates a run and returns its handle; the same spec again gives the existing run.
+
+        Raises:
+            RunExistsError: the run exists with another spec.
+            InvalidRunError: a setting is out of range or names something unknown.
+        """
+        request = selection_pb2.CreateRunRequest(spec=spec_to_proto(spec))
+        response = self._connection.unary("CreateRun", request, selection_pb2.CreateRunResponse, self._timeout_s)
+        return self._run(response.run)
+
+    def get_run(self, run_id: str) -> Run:
+        """Returns the handle of an existing run.
+
+        Raises:
+            RunNotFoundError: no such run.
+        """
+        return self._run(_get_run(self._connection, run_id, self._timeout_s))
+
+    def list_runs(self) -> list[RunStatus]:
+        """Returns the state of every run, by run id."""
+        response = self._connection.unary(
+            "ListRuns", selection_pb2.ListRunsRequest(), selection_pb2.ListRunsResponse, self._timeout_s
+        )
+        return [status_from_proto(run) for run in response.runs]
+
+    def delete_run(self, run_id: str) -> None:
+        """Deletes a run and its weights. What is pending of it fails with `ClosedError` or `RunNotFoundError`.
+
+        Raises:
+            RunNotFoundError: no such run.
+        """
+        request = selection_pb2.DeleteRunRequest(run_id=run_id)
+        self._connection.unary("DeleteRun", request, selection_pb2.DeleteRunResponse, self._timeout_s)
+        with self._lock:
+            stream = self._streams.pop(run_id, None)
+        if stream is not None:
+            stream.close()
+
+    def close(self) -> None:
+        """Fails what is pending with `ClosedError`, ends the threads, and disconnects; repeating it is harmless."""
+        with self._lock:
+            streams = list(self._streams.values())
+        for stream in streams:
+            stream.close()
+        self._connection.close()
+
+    def __enter__(self) -> SelectionClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, message: run_pb2.Run) -> Run:
+        spec = spec_of(message)
+        with self._lock:
+            # One stream per run, whatever the number of handles: the window is the run's.
+            stream = self._streams.get(spec.run_id)
+            if stream is None:
+                stream = self._streams[spec.run_id] = SelectStream(self._connection, spec.run_id)
+        columns = tuple(column.name for column in message.columns)
+        return Run(spec, columns, self._connection, stream, self._timeout_s)
+
+
+class Run:
+    """Handle of one run; made by `SelectionClient.create_run` and `get_run`, alive as long as that client.
+
+    Safe to use from any threads. The first `select` or `submit` opens a stream that all of them share.
+
+    Attributes:
+        spec: the settings.
+        columns: names of the columns of a super-batch, in order.
+    """
+
+    def __init__(
+        self, spec: RunSpec, columns: tuple[str, ...], connection: Connection, stream: SelectStream, timeout_s: float
+    ) -> None:
+        self.spec = spec
+        self.columns = columns
+        self._connection = connection
+        self._stream = stream
+        self._timeout_s = timeout_s
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run."""
+        return self.spec.run_id
+
+    def status(self) -> RunStatus:
+        """Returns the run as the answering gateway sees it.
+
+        Raises:
+            RunNotFoundError: the run was deleted.
+        """
+        return status_from_proto(_get_run(self._connection, self.run_id, self._timeout_s))
+
+    def push_reference(self, state_dict: Mapping[str, Any], timeout_s: float | None = None) -> PushedWeights:
+        """Sends the reference model's weights; blocks until they are durable. Arguments and errors as `push_weights`.
+
+        Raises:
+            ReferenceFrozenError: the run has another reference.
+        """
+        return weights.push(
+            self._connection,
+            self.run_id,
+            weights_pb2.WEIGHTS_ROLE_REFERENCE,
+            state_dict,
+            step=0,
+            rewind=False,
+            timeout_s=self._timeout(timeout_s),
+        )
+
+    def push_weights(
+        self, state_dict: Mapping[str, Any], step: int, rewind: bool = False, timeout_s: float | None = None
+    ) -> PushedWeights:
+        """Sends the learner's weights as the next learner version; blocks until they are durable.
+
+        Repeated while the service is unavailable; the same weights at the same step are one version. Holds at most one
+        tensor's copy in memory. `state_dict` must not change meanwhile.
+
+        Args:
+            state_dict: name → numpy array or torch tensor on any device.
+            step: the trainer's step that they belong to; 0 or above.
+            rewind: accepts a step below the committed one, after going back to a checkpoint.
+            timeout_s: default: the client's.
+
+        Raises:
+            InvalidWeightsError: a tensor is missing, extra, misshapen, of another type or not finite.
+            StaleWeightsError: `step` is older than the committed one and `rewind` is not set.
+            PushConflictError: another push was committed meanwhile.
+        """
+        return weights.push(
+            self._connection,
+            self.run_id,
+            weights_pb2.WEIGHTS_ROLE_LEARNER,
+            state_dict,
+            step,
+            rewind,
+            self._timeout(timeout_s),
+        )
+
+    def select(
+        self,
+        batch: Mapping[str, Any],
+        sub_batch_size: int,
+        step: int,
+        rank: int = 0,
+        example_id: Any = None,
+        timeout_s: float | None = None,
+    ) -> Selection:
+        """Offers one super-batch and returns which examples to train on; blocks at most `timeout_s`.
+
+        Arguments and errors as `submit`, and:
+
+        Raises:
+            InvalidSuperBatchError: the columns do not fit the run, or `sub_batch_size` does not fit the rows.
+            WeightsMissingError: learner or reference weights were not pushed yet.
+            StepExistsError: the same (step, rank) was used for other candidates.
+            TooLargeError: the super-batch is larger than the gateway accepts.
+        """
+        limit_s = self._timeout(timeout_s)
+        future = self.submit(batch, sub_batch_size, step, rank, example_id, limit_s)
+        try:
+            return future.result(limit_s + _GRACE_S)
+        except TimeoutError:
+            raise DeadlineExceededError(
+                f"no selection for step {step}, rank {rank} within {limit_s:g} s, nor a reason"
+            ) from None
+        finally:
+            # After an answer this does nothing; after a Ctrl-C it gives the super-batch up, so that it can be repeated.
+            future.cancel()
+
+    def submit(
+        self,
+        batch: Mapping[str, Any],
+        sub_batch_size: int,
+        step: int,
+        rank: int = 0,
+        example_id: Any = None,
+        timeout_s: float | None = None,
+    ) -> Future[Selection]:
+        """Offers one super-batch and returns the future of its selection; several may be in flight.
+
+        Encodes at once, with one copy, so the arrays may change afterwards. Blocks only while more than the gateway's
+        window waits to be sent. When the connection breaks, the super-batch is sent again until its deadline. The
+        future fails with a `PreceptorError`; `Future.cancel` gives the super-batch up.
+
+        Args:
+            batch: column name → numpy array or torch tensor on any device, `[B, ...]`.
+            sub_batch_size: examples to select, b.
+            step: the trainer's step; 0 or above. (step, rank) names the super-batch within the run.
+            rank: the trainer's rank.
+            example_id: `[B]` whole numbers or texts, stable over the data set; default: none.
+            timeout_s: from here to the answer, reconnects included; default: the client's.
+
+        Raises:
+            TypeError, ValueError: the batch cannot be encoded, or the same (step, rank) is pending.
+            DeadlineExceededError, UnavailableError: the window stayed full, or no gateway was reached, in `timeout_s`.
+            ClosedError: the client is closed.
+            RuntimeError: used in a fork of the process that opened the client.
+        """
+        self._connection.check_usable()
+        encoded = batches.encode(batch, example_id)
+        return self._stream.submit(
+            encoded,
+            _whole("sub_batch_size", sub_batch_size),
+            _whole("step", step),
+            _whole("rank", rank),
+            self._timeout(timeout_s),
+        )
+
+    def score(self, batch: Mapping[str, Any], example_id: Any = None, timeout_s: float | None = None) -> Scores:
+        """Returns losses and scores of one super-batch and selects nothing. Arguments and errors as `select`."""
+        encoded = batches.encode(batch, example_id)
+        header = selection_pb2.ScoreHeader(
+            run_id=self.run_id,
+            row_count=encoded.row_count,
+            body_bytes=len(encoded.body),
+            observed_learner_version=self._stream.observed_learner_version,
+        )
+        response = self._connection.unary(
+            "Score", _score_requests(header, encoded.body), selection_pb2.ScoreResponse, self._timeout(timeout_s)
+        )
+        scores = scores_from_proto(response)
+        self._stream.observe(scores.learner_version)
+        return scores
+
+    def _timeout(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
+
+
+def _checked_timeout(timeout_s: float) -> float:
+    if not 0 < timeout_s <= threading.TIMEOUT_MAX:
+        raise ValueError(f"timeout_s is {timeout_s}; it must be above 0, and finite")
+    return timeout_s
+
+
+def _whole(name: str, value: int) -> int:
+    """Returns `value` as the contract's int64, also from numpy's integers."""
+    number = operator.index(value)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} is {number}; it must fit in 64 bits")
+    return number
+
+
+def _get_run(connection: Connection, run_id: str, timeout_s: float) -> run_pb2.Run:
+    request = selection_pb2.GetRunRequest(run_id=run_id)
+    return connection.unary("GetRun", request, selection_pb2.GetRunResponse, timeout_s).run
+
+
+def _score_requests(header: selection_pb2.ScoreHeader, body: memoryview) -> Iterator[selection_pb2.ScoreRequest]:
+    yield selection_pb2.ScoreRequest(header=header)
+    for offset in range(0, len(body), CHUNK_BYTES):
+        data = bytes(body[offset : offset + CHUNK_BYTES])
+        yield selection_pb2.ScoreRequest(chunk=selection_pb2.Chunk(offset=offset, data=data))

@@ -1,0 +1,103 @@
+"""The service's messages as the dataclasses of `preceptor.answers`. Called by client, stream and weights."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preceptor.answers import PushedWeights, RunStatus, Scores, Selection, timings_from_proto
+from preceptor.errors import InternalError
+from preceptor.runs import RunSpec, spec_from_proto
+from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
+
+
+def selection_from_proto(message: selection_pb2.Selection) -> Selection:
+    """Returns the answer that `message` carries; its arrays are copies, so that they are writable.
+
+    Raises:
+        InternalError: the bytes of an array do not fit its type.
+    """
+    return Selection(
+        step=message.step,
+        rank=message.rank,
+        indices=_array(message.indices, np.dtype("<i8")).astype(np.int64),
+        scores=_floats(message.scores),
+        learner_version=message.learner_version if message.HasField("learner_version") else None,
+        learner_step=message.learner_step if message.HasField("learner_step") else None,
+        staleness_steps=message.staleness_steps if message.HasField("staleness_steps") else None,
+        is_fallback=message.is_fallback,
+        non_finite_count=message.non_finite_count,
+        timings=timings_from_proto(message.timings),
+    )
+
+
+def scores_from_proto(message: selection_pb2.ScoreResponse) -> Scores:
+    """Returns the losses and scores that `message` carries.
+
+    Raises:
+        InternalError: the bytes of an array do not fit its type.
+    """
+    return Scores(
+        learner_losses=_floats(message.learner_losses) if message.learner_losses else None,
+        reference_losses=_floats(message.reference_losses) if message.reference_losses else None,
+        scores=_floats(message.scores),
+        learner_version=message.learner_version if message.HasField("learner_version") else None,
+        learner_step=message.learner_step if message.HasField("learner_step") else None,
+        timings=timings_from_proto(message.timings),
+    )
+
+
+def status_from_proto(message: run_pb2.Run) -> RunStatus:
+    """Returns the state of a run that `message` carries.
+
+    Raises:
+        InternalError: its spec cannot be read.
+    """
+    return RunStatus(
+        spec=spec_of(message),
+        create_time_s=message.create_time.seconds + message.create_time.nanos / 1e9,
+        micro_batch_rows=message.micro_batch_rows,
+        learner_version=message.learner_version if message.HasField("learner_version") else None,
+        learner_step=message.learner_step if message.HasField("learner_step") else None,
+        reference_digest=message.reference_digest if message.HasField("reference_digest") else None,
+        last_step=message.last_step if message.HasField("last_step") else None,
+        super_batches=message.super_batches,
+        candidates=message.candidates,
+        selected=message.selected,
+        fallbacks=message.fallbacks,
+        failures=message.failures,
+    )
+
+
+def spec_of(message: run_pb2.Run) -> RunSpec:
+    """Returns the settings of a run.
+
+    Raises:
+        InternalError: they cannot be read.
+    """
+    try:
+        return spec_from_proto(message.spec)
+    except ValueError as error:
+        raise InternalError(f"the service answered a run that cannot be read: {error}") from error
+
+
+def pushed_from_proto(message: weights_pb2.PushWeightsResponse) -> PushedWeights:
+    """Returns the committed version that `message` carries."""
+    return PushedWeights(
+        version=message.version.version,
+        step=message.version.step,
+        digest=message.version.digest,
+        replicas_loaded=message.replicas_loaded,
+        replicas_asked=message.replicas_asked,
+    )
+
+
+def _floats(data: bytes) -> NDArray[np.float32]:
+    return _array(data, np.dtype("<f4")).astype(np.float32)
+
+
+def _array(data: bytes, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    try:
+        return np.frombuffer(data, dtype=dtype)
+    except ValueError as error:
+        raise InternalError(f"the service answered an array that cannot be read: {error}") from error

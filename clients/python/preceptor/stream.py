@@ -1,0 +1,501 @@
+"""The Select stream of one run: credit window, resume, and deadlines. The only threads of the client live here.
+
+Each `SelectStream` has, from its first submission until `close`:
+
+* one *keeper* thread, which opens the stream, opens it again after a break, and fails what is past its deadline;
+* one *reader* thread per open stream, which takes the answers;
+* the thread in which gRPC pulls the requests (`_requests`).
+
+They meet in one condition, `_changed`, which guards every attribute. Futures are settled outside of it, for their
+callbacks may call back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import grpc
+
+from preceptor.answers import Selection
+from preceptor.batches import EncodedBatch
+from preceptor.channel import Connection, RpcFailure, backoff_s, rpc_failure
+from preceptor.decoding import selection_from_proto
+from preceptor.errors import (
+    ClosedError,
+    DeadlineExceededError,
+    GatewayDrainingError,
+    InternalError,
+    PreceptorError,
+    TooLargeError,
+    UnavailableError,
+    error_from,
+)
+from preceptor.v1 import selection_pb2
+
+OPEN_TIMEOUT_S = 10.0
+"""How long a gateway may take to answer SelectOpen before the stream is opened anew."""
+CLOSE_TIMEOUT_S = 5.0
+"""How long `close` waits for the threads."""
+
+# How much may be queued before a gateway has named its window.
+_FIRST_WINDOW_BYTES = 64 * 1024 * 1024
+# Every change notifies; this only bounds what a missed notification could cost.
+_WAIT_S = 30.0
+
+_log = logging.getLogger("preceptor")
+
+
+class StepKey(NamedTuple):
+    """Names a super-batch within its run."""
+
+    step: int
+    rank: int
+
+    def __str__(self) -> str:
+        return f"step {self.step}, rank {self.rank}"
+
+
+@dataclass(eq=False)
+class _Entry:
+    """One submitted super-batch, kept until it is settled, because a break means sending it again."""
+
+    key: StepKey
+    batch: EncodedBatch
+    sub_batch_size: int
+    timeout_s: float
+    deadline: float
+    future: Future[Selection] = field(default_factory=Future)
+
+    def asks_the_same_as(self, other: _Entry) -> bool:
+        return (self.batch.digest, self.sub_batch_size) == (other.batch.digest, other.sub_batch_size)
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """One Select call, from opening to its end."""
+
+    open_deadline: float
+    call: Any = None
+    reader: threading.Thread | None = None
+    opened: selection_pb2.SelectOpened | None = None
+    credit_bytes: int = 0
+    # Sent here and not answered here yet; an entry given up meanwhile stays, so that its answer is recognised.
+    sent: dict[StepKey, _Entry] = field(default_factory=dict)
+    failure: RpcFailure | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.failure is not None
+
+    def end(self, failure: RpcFailure) -> None:
+        """Ends the call; the first failure stands."""
+        if self.failure is None:
+            self.failure = failure
+            self.call.cancel()
+
+    def largest_body(self) -> int:
+        return min(self.opened.max_super_batch_bytes, self.opened.window_bytes) if self.opened is not None else 0
+
+    def chunk_bytes(self, body_bytes: int, offset: int) -> int:
+        """Bytes of the next chunk, or 0 where the credit does not cover it yet."""
+        if self.opened is None:
+            return 0
+        size = min(self.opened.max_chunk_bytes, body_bytes - offset)
+        return size if size <= self.credit_bytes else 0
+
+
+@dataclass
+class _Settled:
+    """What futures shall be told once the condition is released."""
+
+    outcomes: list[tuple[_Entry, Selection | PreceptorError]] = field(default_factory=list)
+
+    def add(self, entry: _Entry, outcome: Selection | PreceptorError) -> None:
+        self.outcomes.append((entry, outcome))
+
+    def tell(self) -> None:
+        for entry, outcome in self.outcomes:
+            if not entry.future.set_running_or_notify_cancel():
+                continue
+            if isinstance(outcome, Selection):
+                entry.future.set_result(outcome)
+            else:
+                entry.future.set_exception(outcome)
+
+
+class SelectStream:
+    """Sends super-batches of one run and settles their futures; shared by any threads of one process.
+
+    Memory held: the bodies that are not answered yet, unsent ones up to the gateway's window or one body, sent ones up
+    to the window, and the body sent last. A break turns sent ones into unsent ones.
+
+    Args:
+        connection: to the gateway.
+        run_id: the run.
+    """
+
+    def __init__(self, connection: Connection, run_id: str) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._changed = threading.Condition()
+        self._pending: dict[StepKey, _Entry] = {}
+        self._unsent: dict[StepKey, _Entry] = {}
+        self._unsent_bytes = 0
+        self._window_bytes = _FIRST_WINDOW_BYTES
+        self._attempt: _Attempt | None = None
+        self._breaks = 0
+        self._open_at = 0.0
+        self._last_failure: RpcFailure | None = None
+        self._observed_learner_version: int | None = None
+        self._keeper: threading.Thread | None = None
+        self._is_closed = False
+
+    # Called by the trainer's threads.
+
+    @property
+    def observed_learner_version(self) -> int | None:
+        """Highest learner version in any answer of this run so far."""
+        with self._changed:
+            return self._observed_learner_version
+
+    def observe(self, learner_version: int | None) -> None:
+        """Takes note of the learner version in an answer that came by another call."""
+        with self._changed:
+            self._observe(learner_version)
+
+    def submit(
+        self, batch: EncodedBatch, sub_batch_size: int, step: int, rank: int, timeout_s: float
+    ) -> Future[Selection]:
+        """Queues one super-batch and returns its future; `Future.cancel` gives it up.
+
+        Blocks, at most `timeout_s`, while the bytes queued and unsent exceed the gateway's window. `timeout_s` counts
+        from here to the answer, reconnects included.
+
+        Raises:
+            ValueError: the same (step, rank) is pending.
+            DeadlineExceededError: the window stayed full for `timeout_s`.
+            UnavailableError: no gateway was reached in `timeout_s`.
+            ClosedError: the client is closed.
+            RuntimeError: called in a fork of the process that opened the client.
+        """
+        self._connection.check_usable()
+        entry = _Entry(StepKey(step, rank), batch, sub_batch_size, timeout_s, time.monotonic() + timeout_s)
+        body_bytes = len(batch.body)
+        with self._changed:
+            self._check_accepts(entry.key)
+            while self._unsent and self._unsent_bytes + body_bytes > self._window_bytes:
+                remaining_s = entry.deadline - time.monotonic()
+                if remaining_s <= 0:
+                    raise self._too_late(entry)
+                self._changed.wait(remaining_s)
+                self._check_accepts(entry.key)
+            self._pending[entry.key] = entry
+            self._line_up(entry)
+            self._start_keeper()
+            self._changed.notify_all()
+        key = entry.key
+        # Not a closure over the entry: that would be a cycle, and keep its body until the garbage collector runs.
+        entry.future.add_done_callback(lambda future: self._give_up(key, future))
+        return entry.future
+
+    def close(self) -> None:
+        """Fails what is pending with `ClosedError` and ends the threads; repeating it is harmless."""
+        if not self._connection.is_own_process:
+            return
+        settled = _Settled()
+        closed = ClosedError(f"the client was closed before run {self._run_id!r} had its answer")
+        with self._changed:
+            self._is_closed = True
+            attempt, self._attempt = self._attempt, None
+            if attempt is not None:
+                attempt.end(RpcFailure(closed, is_transport=False))
+            self._fail_pending(closed, settled)
+            self._changed.notify_all()
+        settled.tell()
+        for thread in (self._keeper, attempt.reader if attempt is not None else None):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(CLOSE_TIMEOUT_S)
+
+    def _check_accepts(self, key: StepKey) -> None:
+        if self._is_closed:
+            raise ClosedError(f"the stream of run {self._run_id!r} is closed; open a new SelectionClient")
+        if key in self._pending:
+            raise ValueError(f"{key} of run {self._run_id!r} is pending; wait for its answer, or use another step")
+
+    def _line_up(self, entry: _Entry) -> None:
+        attempt = self._attempt
+        earlier = attempt.sent.get(entry.key) if attempt is not None and not attempt.is_over else None
+        if attempt is not None and earlier is not None:
+            if earlier.asks_the_same_as(entry):
+                # Given up before its answer came, and asked again: that answer is the one wanted.
+                attempt.sent[entry.key] = entry
+                return
+            # An answer names only (step, rank), so on this stream nobody could tell which question it answers.
+            attempt.end(RpcFailure(UnavailableError(f"{entry.key} was asked anew, otherwise"), is_transport=True))
+        self._unsent[entry.key] = entry
+        self._unsent_bytes += len(entry.batch.body)
+
+    def _start_keeper(self) -> None:
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep, name=f"preceptor-keeper-{self._run_id}", daemon=True)
+            self._keeper.start()
+
+    def _give_up(self, key: StepKey, future: Future[Selection]) -> None:
+        with self._changed:
+            entry = self._pending.get(key)
+            if entry is not None and entry.future is future and future.cancelled():
+                self._forget(entry)
+                self._changed.notify_all()
+
+    # Called with the condition held.
+
+    def _forget(self, entry: _Entry) -> None:
+        self._pending.pop(entry.key, None)
+        if self._unsent.pop(entry.key, None) is not None:
+            self._unsent_bytes -= len(entry.batch.body)
+
+    def _fail_pending(self, error: PreceptorError, settled: _Settled) -> None:
+        for entry in list(self._pending.values()):
+            self._forget(entry)
+            # Each future its own exception: tracebacks grow on the one that is raised.
+            settled.add(entry, type(error)(*error.args))
+
+    def _too_late(self, entry: _Entry) -> PreceptorError:
+        asked = f"{entry.key} of run {self._run_id!r}"
+        if self._attempt is not None and self._attempt.opened is not None and not self._attempt.is_over:
+            return DeadlineExceededError(
+                f"no selection for {asked} within {entry.timeout_s:g} s; raise timeout_s, offer fewer candidates, or "
+                "give the run a deadline_s with on_deadline='uniform'"
+            )
+        why = self._last_failure.error if self._last_failure is not None else "it did not open the stream"
+        return UnavailableError(
+            f"no gateway at {self._connection.target} took {asked} within {entry.timeout_s:g} s; last: {why}"
+        )
+
+    def _observe(self, learner_version: int | None) -> None:
+        if learner_version is not None:
+            self._observed_learner_version = max(learner_version, self._observed_learner_version or learner_version)
+
+    # The keeper thread.
+
+    def _keep(self) -> None:
+        while True:
+            settled = _Settled()
+            with self._changed:
+                if self._is_closed:
+                    return
+                now = time.monotonic()
+                self._expire(now, settled)
+                self._end_attempt(now, settled)
+                if self._attempt is None and self._pending and now >= self._open_at:
+                    self._open(now)
+                elif not settled.outcomes:
+                    self._changed.wait(max(0.0, self._next_event(now) - now))
+            settled.tell()
+
+    def _next_event(self, now: float) -> float:
+        events = [now + _WAIT_S, *(entry.deadline for entry in self._pending.values())]
+        if self._attempt is None and self._pending:
+            events.append(self._open_at)
+        if self._attempt is not None and self._attempt.opened is None:
+            events.append(self._attempt.open_deadline)
+        return min(events)
+
+    def _expire(self, now: float, settled: _Settled) -> None:
+        for entry in list(self._pending.values()):
+            if entry.deadline <= now:
+                settled.add(entry, self._too_late(entry))
+                self._forget(entry)
+        if settled.outcomes:
+            self._changed.notify_all()
+
+    def _end_attempt(self, now: float, settled: _Settled) -> None:
+        attempt = self._attempt
+        if attempt is None:
+            return
+        if attempt.opened is None and attempt.open_deadline <= now:
+            silent = UnavailableError(f"{self._connection.target} did not answer SelectOpen in {OPEN_TIMEOUT_S:g} s")
+            attempt.end(RpcFailure(silent, is_transport=True))
+        if attempt.failure is None:
+            return
+        self._attempt = None
+        self._last_failure = attempt.failure
+        if attempt.failure.is_transport:
+            self._breaks += 1
+            self._open_at = now + backoff_s(self._breaks)
+            _log.info("select stream of run %s broke: %s", self._run_id, attempt.failure.error)
+            self._unsent = dict(self._pending)
+            self._unsent_bytes = sum(len(entry.batch.body) for entry in self._unsent.values())
+        else:
+            self._breaks = 0
+            self._open_at = now
+            self._fail_pending(attempt.failure.error, settled)
+        self._changed.notify_all()
+
+    def _open(self, now: float) -> None:
+        attempt = _Attempt(open_deadline=now + OPEN_TIMEOUT_S)
+        try:
+            attempt.call = self._connection.stream("Select", self._requests(attempt))
+        except ClosedError:
+            # The connection went first; close() of this stream follows and settles everything.
+            self._open_at = now + _WAIT_S
+            return
+        name = f"preceptor-reader-{self._run_id}"
+        attempt.reader = threading.Thread(target=self._read, args=(attempt,), name=name, daemon=True)
+        attempt.reader.start()
+        self._attempt = attempt
+
+    # gRPC's thread that pulls requests.
+
+    def _requests(self, attempt: _Attempt) -> Iterator[selection_pb2.SelectRequest]:
+        observed = self.observed_learner_version
+        yield selection_pb2.SelectRequest(
+            open=selection_pb2.SelectOpen(run_id=self._run_id, observed_learner_version=observed)
+        )
+        while (entry := self._next_entry(attempt)) is not None:
+            body = entry.batch.body
+            yield selection_pb2.SelectRequest(
+                super_batch=selection_pb2.SuperBatchHeader(
+                    step=entry.key.step,
+                    rank=entry.key.rank,
+                    sub_batch_size=entry.sub_batch_size,
+                    row_count=entry.batch.row_count,
+                    body_bytes=len(body),
+                    digest=entry.batch.digest,
+                )
+            )
+            offset = 0
+            # Once announced, a body is sent to its end even when nobody waits for the answer any more.
+            while offset < len(body):
+                size = self._take_credit(attempt, len(body), offset)
+                if size == 0:
+                    return
+                chunk = selection_pb2.Chunk(offset=offset, data=bytes(body[offset : offset + size]))
+                yield selection_pb2.SelectRequest(chunk=chunk)
+                offset += size
+
+    def _next_entry(self, attempt: _Attempt) -> _Entry | None:
+        """Waits for a super-batch whose first chunk may go at once; None when the stream is over."""
+        while True:
+            settled = _Settled()
+            with self._changed:
+                entry = self._wait_for_entry(attempt, settled)
+            settled.tell()
+            if entry is not None or attempt.is_over:
+                return entry
+
+    def _wait_for_entry(self, attempt: _Attempt, settled: _Settled) -> _Entry | None:
+        while not attempt.is_over:
+            if attempt.opened is not None and self._unsent:
+                entry = next(iter(self._unsent.values()))
+                body_bytes = len(entry.batch.body)
+                if body_bytes > attempt.largest_body():
+                    self._forget(entry)
+                    self._changed.notify_all()
+                    settled.add(entry, _too_large(entry, attempt.largest_body()))
+                    return None
+                if attempt.chunk_bytes(body_bytes, 0):
+                    del self._unsent[entry.key]
+                    self._unsent_bytes -= body_bytes
+                    attempt.sent[entry.key] = entry
+                    self._changed.notify_all()
+                    return entry
+            self._changed.wait(_WAIT_S)
+        return None
+
+    def _take_credit(self, attempt: _Attempt, body_bytes: int, offset: int) -> int:
+        """Waits for the credit of the next chunk and returns its size; 0 when the stream is over."""
+        with self._changed:
+            while not attempt.is_over:
+                size = attempt.chunk_bytes(body_bytes, offset)
+                if size:
+                    attempt.credit_bytes -= size
+                    return size
+                self._changed.wait(_WAIT_S)
+        return 0
+
+    # The reader thread.
+
+    def _read(self, attempt: _Attempt) -> None:
+        what = f"Select to {self._connection.target}"
+        failure = RpcFailure(UnavailableError(f"{what}: the gateway ended the stream"), is_transport=True)
+        try:
+            for response in attempt.call:
+                settled = _Settled()
+                with self._changed:
+                    if not attempt.is_over:
+                        self._take_response(attempt, response, settled)
+                        self._changed.notify_all()
+                settled.tell()
+        except grpc.RpcError as raised:
+            failure = rpc_failure(raised, what)
+        with self._changed:
+            attempt.end(failure)
+            self._changed.notify_all()
+
+    def _take_response(self, attempt: _Attempt, response: selection_pb2.SelectResponse, settled: _Settled) -> None:
+        kind = response.WhichOneof("kind")
+        if (kind == "opened") != (attempt.opened is None):
+            attempt.end(_broken_contract(f"{kind} came {'before' if attempt.opened is None else 'after'} opened"))
+        elif kind == "opened":
+            self._take_opened(attempt, response.opened)
+        elif kind == "credit":
+            attempt.credit_bytes += response.credit.bytes
+        elif kind == "selection":
+            self._take_answer(attempt, response.selection, _decoded(response.selection), settled)
+        elif kind == "failure":
+            failure = response.failure
+            error = error_from(failure.code, failure.reason, failure.message)
+            if isinstance(error, GatewayDrainingError):
+                attempt.end(RpcFailure(error, is_transport=True))
+            else:
+                self._take_answer(attempt, failure, error, settled)
+
+    def _take_opened(self, attempt: _Attempt, opened: selection_pb2.SelectOpened) -> None:
+        if min(opened.window_bytes, opened.max_super_batch_bytes, opened.max_chunk_bytes) < 1:
+            attempt.end(_broken_contract(f"a limit in SelectOpened is below 1: {opened}"))
+            return
+        attempt.opened = opened
+        attempt.credit_bytes = opened.window_bytes
+        self._window_bytes = opened.window_bytes
+
+    def _take_answer(
+        self,
+        attempt: _Attempt,
+        message: selection_pb2.Selection | selection_pb2.Failure,
+        outcome: Selection | PreceptorError,
+        settled: _Settled,
+    ) -> None:
+        self._breaks = 0
+        if isinstance(outcome, Selection):
+            self._observe(outcome.learner_version)
+        key = StepKey(message.step, message.rank)
+        entry = attempt.sent.pop(key, None)
+        # Late answers, whose super-batch was given up, end here.
+        if entry is not None and self._pending.get(key) is entry:
+            self._forget(entry)
+            settled.add(entry, outcome)
+
+
+def _too_large(entry: _Entry, limit_bytes: int) -> TooLargeError:
+    return TooLargeError(
+        f"the super-batch of {entry.key} is {len(entry.batch.body)} bytes, the gateway takes {limit_bytes}; offer "
+        "fewer candidates, or raise max_super_batch_bytes and window_bytes of the gateway"
+    )
+
+
+def _broken_contract(what: str) -> RpcFailure:
+    return RpcFailure(InternalError(f"the gateway broke the order of Select: {what}"), is_transport=False)
+
+
+def _decoded(message: selection_pb2.Selection) -> Selection | InternalError:
+    try:
+        return selection_from_proto(message)
+    except InternalError as error:
+        return error
