@@ -1,0 +1,36 @@
+"""Score rules against the formulas of the paper, written out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from preceptor_service.scores import SCORE_RULES
+
+LEARNER = np.array([0.5, 2.0, 3.5, np.nan], np.float32)
+REFERENCE = np.array([0.25, 2.5, 0.5, 1.0], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("uniform", [0, 0, 0, 0]),
+        ("hard_learner", [0.5, 2.0, 3.5, np.nan]),
+        ("easy_reference", [-0.25, -2.5, -0.5, -1.0]),
+        ("learnability", [0.25, -0.5, 3.0, np.nan]),
+    ],
+)
+def test_each_rule_follows_its_formula(name: str, expected: list[float]) -> None:
+    scores = SCORE_RULES[name](4, LEARNER, REFERENCE)
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(scores, np.array(expected, np.float32))
+
+
+def test_learnability_is_hard_learner_plus_easy_reference() -> None:
+    total = SCORE_RULES["hard_learner"](4, LEARNER, None) + SCORE_RULES["easy_reference"](4, None, REFERENCE)
+    np.testing.assert_array_equal(SCORE_RULES["learnability"](4, LEARNER, REFERENCE), total)
+
+
+def test_infinite_losses_give_scores_that_are_not_finite_and_no_warning() -> None:
+    infinite = np.array([np.inf], np.float32)
+    assert not np.isfinite(SCORE_RULES["learnability"](1, infinite, infinite)).any()
