@@ -45,12 +45,12 @@ constraints: ## Pin the newest releases that work together into constraints.txt.
 	{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > .venv/constraints.txt
 	mv .venv/constraints.txt constraints.txt && touch .venv/.installed
 
-# A set-up that was cut off leaves `.installing` behind, and the next one starts over.
+# The stamp is written last: without it, what lies in .venv was cut off, and is not built upon.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Preceptor needs Python 3.11 or newer; '$(PYTHON)' is not. Say 'make PYTHON=/path/to/python3.11 ...'." >&2; exit 1; }
-	@if [ -e .venv/.installing ]; then rm -rf .venv; fi
-	@mkdir -p .venv && touch .venv/.installing
+	@[ -e $@ ] || rm -rf .venv
+	@rm -f $@
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -e '.[dev]' -c constraints.txt
-	@rm .venv/.installing && touch $@
+	@touch $@
