@@ -1,0 +1,79 @@
+"""`check_weights`: whether a safetensors file fits an architecture, before it is committed. Called by the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from preceptor.errors import InvalidWeightsError
+
+_FLOATING = ("F32", "BF16", "F16")
+_EXACT = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+_SHOWN_NAMES = 3
+_PIECE_ELEMENTS = 1 << 22
+
+
+def check_weights(path: Path, outline: nn.Module) -> None:
+    """Checks names, shapes, types and values of weights against an architecture. Reads the file once.
+
+    Floating-point tensors may be float32, bfloat16 or float16; others must have the architecture's type.
+    Holds one tensor at a time beside the mapped file.
+
+    Args:
+        path: a safetensors file.
+        outline: the model, on the meta device or not; only shapes and types of its state dict are read.
+
+    Raises:
+        InvalidWeightsError: the file is malformed, or a tensor is missing, extra, misshapen, of another
+            type, or not finite; names the first ones and says how many.
+    """
+    expected: dict[str, torch.Tensor] = outline.state_dict()
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+            _refuse("are missing", sorted(expected.keys() - found), "push the whole state_dict of the run's model")
+            _refuse(
+                "are not in the run's model", sorted(found - expected.keys()), "push only what its state_dict holds"
+            )
+            _refuse(
+                "do not fit", list(_misfits(file, expected)), "create the run with the settings of the model you push"
+            )
+            _refuse(
+                "hold NaN or infinity", list(_non_finite(file, expected)), "training diverged; go back to a checkpoint"
+            )
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+        raise InvalidWeightsError(f"the weights are not a safetensors file: {error}") from error
+
+
+def _refuse(fault: str, tensors: list[str], remedy: str) -> None:
+    if tensors:
+        more = f" and {len(tensors) - _SHOWN_NAMES} more" if len(tensors) > _SHOWN_NAMES else ""
+        shown = ", ".join(name[:200] for name in tensors[:_SHOWN_NAMES])
+        raise InvalidWeightsError(f"{len(tensors)} tensors {fault}: {shown}{more}; {remedy}")
+
+
+def _misfits(file: Any, expected: dict[str, torch.Tensor]) -> Iterable[str]:
+    for name, tensor in expected.items():
+        piece = file.get_slice(name)
+        shape, dtype = list(piece.get_shape()), piece.get_dtype()
+        if shape != list(tensor.shape):
+            yield f"{name} has shape {shape}, expected {list(tensor.shape)}"
+        wanted = _FLOATING if tensor.is_floating_point() else (_EXACT.get(tensor.dtype, str(tensor.dtype)),)
+        if dtype not in wanted:
+            yield f"{name} has type {dtype}, expected {' or '.join(wanted)}"
+
+
+def _non_finite(file: Any, expected: dict[str, torch.Tensor]) -> Iterable[str]:
+    for name, tensor in expected.items():
+        if tensor.is_floating_point():
+            count = sum(
+                piece.numel() - int(piece.isfinite().sum())
+                for piece in file.get_tensor(name).reshape(-1).split(_PIECE_ELEMENTS)
+            )
+            if count:
+                yield f"{name} ({count} of {tensor.numel()} values)"

@@ -1,0 +1,73 @@
+"""`InProcessPool`: one scoring engine in the process of its caller, for notebooks, tests and machines without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TypeVar
+
+from preceptor.errors import PreceptorError, ScorersUnavailableError
+from preceptor_service.scoring.engine import ScoringEngine
+from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ScoringModels
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT_S = 30.0
+
+
+class InProcessPool:
+    """A `ScorerPool` of one scorer. Owns two threads: one scores, one loads weights meanwhile.
+
+    How many micro-batches wait is bounded by who calls, with its budget of bytes in flight.
+    """
+
+    def __init__(self, engine: ScoringEngine) -> None:
+        self._engine = engine
+        self._scoring = ThreadPoolExecutor(1, "preceptor-scoring")
+        self._loading = ThreadPoolExecutor(1, "preceptor-loading")
+        self._is_closed = False
+
+    async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
+        """Scores one micro-batch; see `ScorerPool.losses`.
+
+        Raises:
+            ScorersUnavailableError: the pool is closed.
+            PreceptorError: as `ScoringEngine.losses`.
+        """
+        return await self._run(self._scoring, lambda: self._engine.losses(models, batch))
+
+    async def load(self, models: ScoringModels) -> LoadReport:
+        """Loads the models; see `ScorerPool.load`. What went wrong is logged, and raised when they score.
+
+        Raises:
+            ScorersUnavailableError: the pool is closed.
+        """
+        try:
+            await self._run(self._loading, lambda: self._engine.load(models))
+        except ScorersUnavailableError:
+            raise
+        except PreceptorError as error:
+            logger.warning("run %s: weights are not loaded: %s", models.run_id, error)
+            return LoadReport(loaded=0, asked=1)
+        return LoadReport(loaded=1, asked=1)
+
+    async def replica_count(self) -> int:
+        """Returns 1, or 0 once closed."""
+        return 0 if self._is_closed else 1
+
+    async def close(self) -> None:
+        """Waits for the work under way, for at most half a minute, and drops what was queued. Safe to repeat."""
+        self._is_closed = True
+        for executor in (self._scoring, self._loading):
+            executor.shutdown(wait=False, cancel_futures=True)
+        both = [asyncio.to_thread(executor.shutdown) for executor in (self._scoring, self._loading)]
+        await asyncio.wait_for(asyncio.gather(*both), _CLOSE_TIMEOUT_S)
+
+    async def _run(self, executor: Executor, work: Callable[[], T]) -> T:
+        if self._is_closed:
+            raise ScorersUnavailableError("the in-process scorer is closed; start the service again")
+        return await asyncio.get_running_loop().run_in_executor(executor, work)
