@@ -88,6 +88,7 @@ def _read_messages(body: Body) -> tuple[pa.Schema, pa.Message]:
         if head.type != "schema":
             raise InvalidSuperBatchError(f"the super-batch starts with a {head.type}; send an Arrow IPC stream")
         schema = pa.ipc.read_schema(head)
+        _ = schema.names  # raises where a name is not UTF-8
         message = reader.read_next_message()
         if message.type != "record batch":
             raise InvalidSuperBatchError(f"a {message.type} follows the schema; send exactly one record batch")

@@ -52,10 +52,8 @@ class RayPool:
         except (TimeoutError, RayServeException, RayActorError) as error:
             logger.warning("run %s: not every scorer loaded new weights: %r", models.run_id, error)
             return LoadReport(loaded=0, asked=0)
-        failed = [result for result in results if isinstance(result, BaseException)]
-        for error in failed:
-            logger.warning("run %s: a scorer did not load new weights: %r", models.run_id, error)
-        return LoadReport(loaded=len(results) - len(failed), asked=len(results))
+        reports = [result for result in results if isinstance(result, LoadReport)]
+        return LoadReport(loaded=sum(report.loaded for report in reports), asked=len(results))
 
     async def close(self) -> None:
         """Does nothing: Serve owns the scorers."""

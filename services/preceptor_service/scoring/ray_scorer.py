@@ -14,7 +14,7 @@ from preceptor_service.run_models import committed_models
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.in_process import InProcessPool
-from preceptor_service.scoring.pool import Losses, MicroBatch, ScoringModels
+from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ScoringModels
 from preceptor_service.weight_store import WeightStore
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,9 @@ class Scorer:
         """Returns the losses of one micro-batch; see `ScorerPool.losses`."""
         return await self._pool.losses(models, batch)
 
-    async def load(self, models: ScoringModels) -> None:
-        """Loads `models` beside what is held; scoring goes on."""
-        await self._pool.load(models)
+    async def load(self, models: ScoringModels) -> LoadReport:
+        """Loads `models` beside what is held; scoring goes on. Reports for this replica alone."""
+        return await self._pool.load(models)
 
 
 def scorer_deployment(config: ServiceConfig, num_gpus: float) -> serve.Deployment:

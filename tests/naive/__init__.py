@@ -1,0 +1,1 @@
+"""Selection written a second time, slowly and differently: what the service must agree with."""
