@@ -11,6 +11,7 @@ import queue
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -144,6 +145,7 @@ class FakeService:
         window_bytes, max_super_batch_bytes, max_chunk_bytes: as in `SelectOpened`.
         columns: names of the run's columns.
         port: 0 for a free one.
+        without: names of rpcs that this service does not know.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class FakeService:
         max_chunk_bytes: int = 1 << 16,
         columns: tuple[str, ...] = ("image", "label"),
         port: int = 0,
+        without: tuple[str, ...] = (),
     ) -> None:
         self.window_bytes = window_bytes
         self.max_super_batch_bytes = max_super_batch_bytes or window_bytes
@@ -163,8 +166,14 @@ class FakeService:
         self.announced: list[tuple[int, int]] = []
         self.runs: dict[str, run_pb2.RunSpec] = {}
         self.metadata: dict[str, dict[str, str]] = {}
-        self.aborts: dict[str, list[Abort]] = {}
-        """Statuses with which the next calls of an rpc end, in order; the last one stays."""
+        self.aborts: dict[str, Abort] = {}
+        """Status with which every call of an rpc ends."""
+        self.first_aborts: dict[str, list[Abort]] = {}
+        """Statuses with which the next calls of an rpc end, in order, before it works."""
+        self.slow_calls: set[str] = set()
+        """Calls that are not answered before the service stops."""
+        self.stopped = threading.Event()
+        self.calls: Counter[str] = Counter()
         self.on_super_batch: Callable[[Stream, Received], None] = lambda stream, received: stream.answer(received)
         self.opened: Callable[[], selection_pb2.SelectResponse | None] = self._opened
         self.pushes: list[bytes] = []
@@ -175,7 +184,8 @@ class FakeService:
         self._pool = ThreadPoolExecutor(32)
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
         for service in {method.service for method in methods()}:
-            handlers = {method.name: self._handler(method) for method in methods() if method.service == service}
+            known = [method for method in methods() if method.service == service and method.name not in without]
+            handlers = {method.name: self._handler(method) for method in known}
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self.target = f"127.0.0.1:{self.port}"
@@ -189,6 +199,7 @@ class FakeService:
 
     def stop(self) -> None:
         """Ends all calls at once and frees the port."""
+        self.stopped.set()
         with self.changed:
             streams = list(self.streams)
         stopped = self._server.stop(grace=0)
@@ -226,9 +237,13 @@ class FakeService:
 
         def scripted(request: Any, context: grpc.ServicerContext) -> Any:
             self.metadata[method.name] = {key: str(value) for key, value in context.invocation_metadata()}
-            aborts = self.aborts.get(method.name, [])
-            if aborts:
-                abort_with(context, aborts.pop(0) if len(aborts) > 1 else aborts[0])
+            self.calls[method.name] += 1
+            if self.first_aborts.get(method.name):
+                abort_with(context, self.first_aborts[method.name].pop(0))
+            if method.name in self.slow_calls:
+                self.stopped.wait(WAIT_S)
+            if method.name in self.aborts:
+                abort_with(context, self.aborts[method.name])
             return behaviour(request, context)
 
         def scripted_stream(request: Any, context: grpc.ServicerContext) -> Any:

@@ -104,6 +104,8 @@ def _example_ids(example_id: Any) -> Any:
     if isinstance(example_id, Sequence) and not isinstance(example_id, str):
         if all(isinstance(item, str) for item in example_id):
             return pa.array(example_id, type=pa.string())
+        if any(isinstance(item, str) for item in example_id):
+            raise TypeError("example_id mixes texts with other values; give whole numbers that fit int64, or texts")
         example_id = np.asarray(example_id)
     array = _array(EXAMPLE_ID, example_id)
     if array.ndim != 1:
