@@ -6,6 +6,7 @@ Nothing is downloaded. Needs the extra `preceptor[transformers]`; it is imported
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ _REFUSED_SETTINGS = re.compile(
 # These follow from our own settings.
 _SET_BY_US = {"image_size": "image_size", "num_channels": "in_channels", "num_labels": "num_classes"}
 _COUNTS_LAYERS = re.compile(r".*(layers|blocks|repeats)|.*depth.*")
+# Transformers swaps functions of torch.nn.init for its own while it builds, for all threads.
+_building = threading.Lock()
 _PLAIN_WORD = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")
 
 
@@ -104,7 +107,8 @@ def image_classifier(
         plain = {"vision_config": plain}
     config = transformers.AutoConfig.for_model(model_type, **plain, num_labels=num_classes)
     config.architectures = []  # none: the auto class picks its first, also where a type has several
-    model: nn.Module = transformers.AutoModelForImageClassification.from_config(config)
+    with _building:
+        model: nn.Module = transformers.AutoModelForImageClassification.from_config(config)
     return ImageClassifier(model, ImageInput(in_channels, image_size, input_dtype, mean, std), num_classes)
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _RANDOM_FACTORIES = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal})
@@ -21,11 +20,10 @@ _RANDOM_FILLS = frozenset(
         torch.Tensor.log_normal_,
         torch.Tensor.cauchy_,
         torch.Tensor.geometric_,
-        nn.init.uniform_,
-        nn.init.normal_,
-        nn.init.kaiming_uniform_,
     }
 )
+# Those of torch.nn.init that a mode sees, by name since transformers puts its own in their place.
+_INITIALISERS = frozenset({"uniform_", "normal_", "kaiming_uniform_"})
 
 
 @contextmanager
@@ -59,8 +57,9 @@ class _OwnGenerator(TorchFunctionMode):
 
 def _fills_cpu(func: Callable[..., Any], args: tuple[Any, ...], settings: Mapping[str, Any]) -> bool:
     if func in _RANDOM_FILLS:
-        filled = args[0] if args else settings["tensor"]
-        return bool(filled.device.type == "cpu")
+        return bool(args[0].device.type == "cpu")
+    if "tensor" in settings and func.__name__ in _INITIALISERS:
+        return bool(settings["tensor"].device.type == "cpu")
     if func in _RANDOM_FACTORIES:
         return torch.device(settings.get("device") or torch.get_default_device()).type == "cpu"
     return False

@@ -44,7 +44,7 @@ class ArchitectureRegistry:
             ValueError: an entry cannot be imported, is no function, or takes a built-in's name.
         """
         own = {name: _imported(name, path) for name, path in (extra or {}).items()}
-        self._architectures: dict[str, Architecture] = {**_BUILT_IN, **own}
+        self._architectures = {name: _checking(name, function) for name, function in {**_BUILT_IN, **own}.items()}
 
     def names(self) -> tuple[str, ...]:
         """Returns the names that a run may use, sorted."""
@@ -63,7 +63,7 @@ class ArchitectureRegistry:
             raise InvalidRunError(f"model is {_shown(architecture)}; this service knows {list(self.names())}")
         try:
             with own_random_stream():
-                return validate_call(config=_STRICT)(function)(**config)
+                return function(**config)
         except ValidationError as error:
             raise InvalidRunError(_complaint(architecture, function, error)) from error
         except PreceptorError as error:
@@ -98,6 +98,16 @@ def _imported(name: str, path: str) -> Architecture:
         raise ValueError(f"architectures.{name} is {path!r}, a {type(found).__name__}; it must be a function")
     architecture: Architecture = found
     return architecture
+
+
+def _checking(name: str, function: Architecture) -> Architecture:
+    """Returns `function` with its settings held against their type hints at every call."""
+    try:
+        return validate_call(config=_STRICT)(function)
+    except (RuntimeError, TypeError, NameError) as error:
+        raise ValueError(
+            f"architectures.{name}: its settings cannot be checked: {error}; give them type hints"
+        ) from error
 
 
 def _complaint(architecture: str, function: Architecture, error: ValidationError) -> str:
