@@ -6,7 +6,6 @@ The only place that decides what runs where. Called by the command line, the dem
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import threading
 from collections.abc import Coroutine
@@ -19,9 +18,7 @@ from preceptor_service.gateway.gateway import Gateway, Ports
 
 T = TypeVar("T")
 
-APP_NAME = "preceptor"
 _START_TIMEOUT_S = 120.0
-_MIN_RAY = (2, 60)
 
 
 class RunningService(Protocol):
@@ -104,43 +101,29 @@ class EmbeddedService:
 
 
 class RayService:
-    """Gateways and scorers as Ray Serve deployments.
-
-    Starts a Ray of its own, or joins the one that `RAY_ADDRESS` names or that this process uses;
-    stops only what it started.
-    """
+    """Gateways and scorers as Ray Serve deployments, on a Ray of its own or one that is there already."""
 
     def __init__(self, config: ServiceConfig) -> None:
         _require_free_port(config.gateway.host, config.gateway.port, "--port")
         if config.metrics.enabled:
             _require_free_port(config.metrics.host, config.metrics.port, "--metrics-port")
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        import ray
+        # Ray takes seconds to import, and the in-process pool does without it.
         from ray import serve
 
-        if tuple(map(int, ray.__version__.split(".")[:2])) < _MIN_RAY:
-            raise ConfigError(f"Ray is {ray.__version__}; older than 2.60 it opens unauthenticated ports: upgrade it")
         from preceptor_service.gateway.deployment import gateway_deployment
+        from preceptor_service.ray_cluster import RayCluster
         from preceptor_service.scoring.ray_scorer import scorer_deployment
 
-        self._started_ray = not ray.is_initialized()
-        if self._started_ray:
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS", "local"),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="WARNING",
-            )
-        self._running = True
+        self._name = config.name
+        self._cluster: RayCluster | None = RayCluster()
         try:
-            serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
             settings = config.model_dump(mode="json")
             num_gpus = config.scorer.num_gpus
             if num_gpus is None:
-                num_gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+                num_gpus = 1.0 if self._cluster.has_gpu else 0.0
             scorers = scorer_deployment(config, num_gpus).bind(settings)
             app = gateway_deployment(config).bind(settings, scorers)
-            handle = serve.run(app, name=APP_NAME, route_prefix=None)
+            handle = serve.run(app, name=self._name, route_prefix=None)
             self.ports: Ports = handle.ports.remote().result(timeout_s=_START_TIMEOUT_S)
         except BaseException:
             self.stop()
@@ -148,17 +131,13 @@ class RayService:
 
     def stop(self) -> None:
         """Drains and stops."""
-        if not self._running:
+        if self._cluster is None:
             return
-        self._running = False
-        import ray
         from ray import serve
 
-        if self._started_ray:
-            serve.shutdown()
-            ray.shutdown()
-        else:
-            serve.delete(APP_NAME)
+        cluster, self._cluster = self._cluster, None
+        serve.delete(self._name)
+        cluster.stop()
 
 
 def _require_free_port(host: str, port: int, option: str) -> None:
@@ -171,4 +150,6 @@ def _require_free_port(host: str, port: int, option: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with {option}") from error
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another with {option}"
+            ) from error

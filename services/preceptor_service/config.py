@@ -104,6 +104,9 @@ class LimitsConfig(_Section):
 class ServiceConfig(_Section):
     """All settings of the service."""
 
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = Field(
+        "preceptor", description="Name of the Ray Serve application, so that one Ray can run several services."
+    )
     pool: Literal["ray", "in-process"] = Field("ray", description="Who runs the scorers.")
     gateway: GatewayConfig = GatewayConfig()
     metrics: MetricsConfig = MetricsConfig()

@@ -1,0 +1,1 @@
+"""The gRPC edge: everything that a trainer can reach."""

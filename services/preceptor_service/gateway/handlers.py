@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -15,8 +15,7 @@ from preceptor.wire import Method, methods
 from preceptor_service.gateway.status import abort, as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
 
-Context = grpc.aio.ServicerContext
-Requests = AsyncIterator[Any]
+Context: TypeAlias = grpc.aio.ServicerContext
 
 
 class _Malformed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import TypeAlias
 
 import grpc
 
@@ -26,7 +27,7 @@ from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.pipeline import Ask, Pipeline
 from preceptor_service.runs import RunRegistry
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext
 
 
 class SelectionService:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import TypeAlias
 
 import grpc
 
@@ -16,7 +17,7 @@ from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.runs import ActiveRun, RunRegistry
 from preceptor_service.weight_store import Role, Staged, WeightStore
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext
 
 _ROLES: dict[weights_pb2.WeightsRole.ValueType, Role] = {
     weights_pb2.WEIGHTS_ROLE_LEARNER: "learner",

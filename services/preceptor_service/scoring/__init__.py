@@ -1,0 +1,1 @@
+"""Scorers: torch engines, and the pools that run them."""

@@ -1,0 +1,70 @@
+"""The Ray that this process uses: joined where there is one, else started here and owned."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+
+from preceptor_service.config import ConfigError
+
+_MIN_RAY = (2, 60)
+
+
+class RayCluster:
+    """A connection to Ray, with Serve running on it; `stop` ends what this object started, and nothing else.
+
+    Joins the Ray that this process already uses, or that `RAY_ADDRESS` names; else starts one on this
+    machine, whose ports want a token that dies with it.
+
+    Raises:
+        ConfigError: this Ray is too old to be safe.
+    """
+
+    def __init__(self) -> None:
+        address = os.environ.get("RAY_ADDRESS", "local")
+        if address == "local":
+            _want_token()
+        import ray
+        from ray import serve
+
+        if tuple(map(int, ray.__version__.split(".")[:2])) < _MIN_RAY:
+            raise ConfigError(f"Ray is {ray.__version__}; before 2.60 it opens unauthenticated ports, so upgrade it")
+        self._owns_connection = not ray.is_initialized()
+        self._owns_serve = self._owns_connection and address == "local"
+        if self._owns_connection:
+            ray.init(
+                address=address,
+                include_dashboard=False if address == "local" else None,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether any node has a GPU."""
+        import ray
+
+        return bool(ray.cluster_resources().get("GPU", 0) >= 1)
+
+    def stop(self) -> None:
+        """Stops Serve where this object started Ray, and leaves Ray."""
+        import ray
+        from ray import serve
+
+        if self._owns_serve:
+            serve.shutdown()
+        if self._owns_connection:
+            ray.shutdown()
+
+
+def _want_token() -> None:
+    """Turns on Ray's token authentication, which Ray reads once, when it is imported."""
+    if "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
