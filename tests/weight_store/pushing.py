@@ -1,0 +1,55 @@
+"""One push as the gateway does it, for tests; run as a program, a process that races others or dies half-way."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from preceptor.errors import PreceptorError
+from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
+
+
+def push(
+    store: WeightStore,
+    data: bytes,
+    *,
+    step: int = 0,
+    base: int | None = None,
+    run_id: str = "run",
+    role: Role = "learner",
+    rewind: bool = False,
+) -> WeightsVersion:
+    """Commits `data`; onto the newest version where `base` is None."""
+    with store.stage(len(data)) as staged:
+        staged.write(data)
+        staged.seal(hashlib.sha256(data).digest())
+        if base is None:
+            head = store.head(run_id, role)
+            base = head.version if head else 0
+        return store.commit(run_id, role, staged, step, base, rewind)
+
+
+def _race(store: WeightStore, data: bytes) -> None:
+    for line in sys.stdin:
+        with store.stage(len(data)) as staged:
+            staged.write(data)
+            staged.seal(hashlib.sha256(data).digest())
+            print("ready", flush=True)  # noqa: T201
+            sys.stdin.readline()
+            try:
+                outcome = str(store.commit(line.strip(), "learner", staged, 0, 0).version)
+            except PreceptorError as error:
+                outcome = type(error).__name__
+            print(outcome, flush=True)  # noqa: T201
+
+
+def _stall(store: WeightStore, data: bytes) -> None:
+    with store.stage(2 * len(data)) as staged:
+        staged.write(data)
+        print("ready", flush=True)  # noqa: T201
+        sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    {"race": _race, "stall": _stall}[sys.argv[1]](WeightStore(Path(sys.argv[2]), 2, 1 << 20), sys.argv[3].encode())

@@ -1,0 +1,273 @@
+"""What a push leaves behind: the next version, or nothing at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from preceptor.errors import (
+    DiskFullError,
+    InternalError,
+    InvalidWeightsError,
+    PushConflictError,
+    ReferenceFrozenError,
+    StaleWeightsError,
+    TooLargeError,
+    WeightsNotFoundError,
+)
+from preceptor_service.weight_store import WeightStore, WeightsVersion
+from tests.weight_store.pushing import push
+
+
+def digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    return WeightStore(tmp_path, keep_versions=3, max_bytes=1000, grace_s=0)
+
+
+def staging_files(root: Path) -> list[Path]:
+    return list((root / "staging").iterdir())
+
+
+class TestCommit:
+    def test_versions_count_up_and_outlive_the_process(self, store: WeightStore, tmp_path: Path) -> None:
+        first, second = push(store, b"one", step=5), push(store, b"two", step=7)
+
+        again = WeightStore(tmp_path, keep_versions=3, max_bytes=1000)
+        assert again.versions("run", "learner") == (first, second)
+        assert (second.version, second.step, second.digest, second.total_bytes) == (2, 7, digest(b"two"), 3)
+        assert again.head("run", "learner") == second
+        assert again.version("run", "learner", 1) == first
+        assert again.verify(first.digest).read_bytes() == b"one"
+        assert staging_files(tmp_path) == []
+
+    def test_nothing_before_the_first_push(self, store: WeightStore) -> None:
+        assert store.head("run", "learner") is None
+        assert store.versions("run", "reference") == ()
+        with pytest.raises(WeightsNotFoundError, match="no learner version 1"):
+            store.version("run", "learner", 1)
+
+    def test_a_repeated_push_answers_the_version_committed_first(self, store: WeightStore) -> None:
+        first = push(store, b"one", step=5, base=0)
+        push(store, b"two", step=6)
+
+        assert push(store, b"one", step=5, base=0) == first
+        assert len(store.versions("run", "learner")) == 2
+
+    def test_the_same_weights_at_a_later_step_are_a_new_version(self, store: WeightStore) -> None:
+        push(store, b"one", step=5)
+
+        assert push(store, b"one", step=6).version == 2
+
+    def test_a_push_that_began_before_another_was_committed_is_a_conflict(self, store: WeightStore) -> None:
+        push(store, b"one", step=1)
+
+        with pytest.raises(PushConflictError, match="is at learner version 1, and was at 0"):
+            push(store, b"two", step=2, base=0)
+
+    def test_losing_by_a_hair_is_a_conflict(self, store: WeightStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        overtaken_by(store, b"winner", 2, monkeypatch)
+
+        with pytest.raises(PushConflictError, match="got learner version 1 from another push"):
+            push(store, b"two", step=2)
+        head = store.head("run", "learner")
+        assert head is not None
+        assert head.digest == digest(b"winner")
+
+    def test_losing_by_a_hair_to_the_same_push_is_none(
+        self, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        overtaken_by(store, b"two", 2, monkeypatch)
+
+        assert push(store, b"two", step=2).version == 1
+
+    def test_a_slow_push_still_conflicts_when_the_version_it_wanted_has_expired(self, tmp_path: Path) -> None:
+        store = WeightStore(tmp_path, keep_versions=2, max_bytes=1000)
+        for step in range(5):
+            push(store, b"%d" % step, step=step)
+        store.collect()
+
+        with pytest.raises(PushConflictError):
+            push(store, b"slow", step=9, base=0)
+
+    def test_weights_that_were_not_sealed_cannot_be_committed(self, store: WeightStore) -> None:
+        with store.stage(3) as staged, pytest.raises(ValueError, match="not sealed"):
+            store.commit("run", "learner", staged, 0, 0)
+
+    @pytest.mark.parametrize("run_id", ["../run", "", "A", "a/b"])
+    def test_a_run_id_is_never_a_path(self, store: WeightStore, run_id: str) -> None:
+        with pytest.raises(ValueError, match="run_id"):
+            push(store, b"one", run_id=run_id, base=0)
+
+
+class TestRewind:
+    def test_an_older_step_is_refused(self, store: WeightStore) -> None:
+        push(store, b"one", step=5)
+
+        with pytest.raises(StaleWeightsError, match="step is 4, the committed learner's is 5"):
+            push(store, b"two", step=4)
+
+    def test_an_older_step_is_taken_with_rewind(self, store: WeightStore) -> None:
+        push(store, b"one", step=5)
+
+        assert push(store, b"two", step=4, rewind=True).version == 2
+
+    def test_going_back_to_committed_weights_makes_them_the_newest(self, store: WeightStore) -> None:
+        push(store, b"one", step=1)
+        push(store, b"two", step=2)
+
+        back = push(store, b"one", step=1, rewind=True)
+
+        assert back.version == 3
+        assert store.head("run", "learner") == back
+        assert push(store, b"one", step=1, rewind=True, base=2) == back
+
+
+class TestReference:
+    def test_it_is_frozen(self, store: WeightStore) -> None:
+        first = push(store, b"one", role="reference")
+
+        assert push(store, b"one", role="reference") == first
+        with pytest.raises(ReferenceFrozenError, match=digest(b"two")):
+            push(store, b"two", role="reference")
+        assert store.head("run", "reference") == first
+
+    def test_another_run_adopts_it_by_digest(self, store: WeightStore) -> None:
+        push(store, b"one", role="reference")
+
+        adopted = store.adopt("other", "reference", digest(b"one"))
+
+        assert (adopted.digest, adopted.total_bytes) == (digest(b"one"), 3)
+        assert store.adopt("other", "reference", digest(b"one")) == adopted
+        store.delete_run("run")
+        store.collect()
+        assert store.verify(digest(b"one")).read_bytes() == b"one"
+
+    @pytest.mark.parametrize("wanted", [digest(b"?"), "sha256:../../etc/passwd", ""])
+    def test_an_unknown_digest_cannot_be_adopted(self, store: WeightStore, wanted: str) -> None:
+        with pytest.raises(WeightsNotFoundError):
+            store.adopt("run", "reference", wanted)
+        assert store.head("run", "reference") is None
+
+
+class TestStaging:
+    def test_more_bytes_than_announced(self, store: WeightStore, tmp_path: Path) -> None:
+        with store.stage(3) as staged, pytest.raises(InvalidWeightsError, match="at least 4 bytes, announced were 3"):
+            staged.write(b"four")
+        assert staging_files(tmp_path) == []
+
+    def test_fewer_bytes_than_announced(self, store: WeightStore) -> None:
+        with store.stage(3) as staged:
+            staged.write(b"12")
+            with pytest.raises(InvalidWeightsError, match="2 bytes came, announced were 3"):
+                staged.seal(hashlib.sha256(b"12").digest())
+
+    def test_another_checksum(self, store: WeightStore) -> None:
+        with store.stage(3) as staged:
+            staged.write(b"123")
+            with pytest.raises(InvalidWeightsError, match=hashlib.sha256(b"123").hexdigest()):
+                staged.seal(bytes(32))
+
+    def test_more_than_the_limit_before_a_byte_is_written(self, store: WeightStore, tmp_path: Path) -> None:
+        with pytest.raises(TooLargeError, match="1001 bytes, the limit is 1000"):
+            store.stage(1001)
+        assert staging_files(tmp_path) == []
+
+    def test_no_bytes(self, store: WeightStore) -> None:
+        with pytest.raises(InvalidWeightsError, match="total_bytes is 0"):
+            store.stage(0)
+
+    def test_a_full_disk(self, store: WeightStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("preceptor_service.weight_staging.os.fsync", full)
+        with pytest.raises(DiskFullError, match="No space left"):
+            push(store, b"one")
+        assert store.head("run", "learner") is None
+        assert staging_files(tmp_path) == []
+
+
+class TestDamage:
+    def test_a_damaged_manifest_is_named_and_older_versions_stay_readable(
+        self, store: WeightStore, tmp_path: Path
+    ) -> None:
+        first = push(store, b"one", step=1)
+        push(store, b"two", step=2)
+        (tmp_path / "runs/run/learner/00000002.json").write_text('{"version": 2')
+
+        with pytest.raises(InternalError, match="learner version 2 of run 'run' is damaged"):
+            store.head("run", "learner")
+        assert store.versions("run", "learner") == (first,)
+        assert store.version("run", "learner", 1) == first
+
+    def test_a_push_goes_on_after_a_damaged_manifest(self, store: WeightStore, tmp_path: Path) -> None:
+        push(store, b"one", step=1)
+        (tmp_path / "runs/run/learner/00000001.json").write_text("")
+
+        assert push(store, b"two", step=2, base=1).version == 2
+
+    def test_no_blob_is_removed_while_a_manifest_is_damaged(self, store: WeightStore, tmp_path: Path) -> None:
+        one = push(store, b"one", step=1)
+        (tmp_path / "runs/run/learner/00000001.json").write_text("")
+
+        store.collect()
+
+        assert store.verify(one.digest).read_bytes() == b"one"
+
+    def test_a_damaged_blob_is_named_and_healed_by_pushing_again(self, store: WeightStore) -> None:
+        one = push(store, b"one", step=1)
+        store.blob_path(one.digest).write_bytes(b"0ne")
+
+        with pytest.raises(InternalError, match="damaged"):
+            store.verify(one.digest)
+        assert push(store, b"one", step=1) == one
+        assert store.verify(one.digest).read_bytes() == b"one"
+
+
+class TestDeleteRun:
+    def test_its_versions_are_gone_and_others_stay(self, store: WeightStore) -> None:
+        push(store, b"one")
+        kept = push(store, b"two", run_id="other")
+
+        store.delete_run("run")
+        store.delete_run("run")
+        store.collect()
+
+        assert store.head("run", "learner") is None
+        with pytest.raises(WeightsNotFoundError):
+            store.blob_path(digest(b"one"))
+        assert store.verify(kept.digest).read_bytes() == b"two"
+
+    def test_a_commit_under_way_does_not_bring_it_back(
+        self, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        create = store._create
+
+        def deleted_first(manifest: Path, version: WeightsVersion) -> bool:
+            store.delete_run("run")
+            return create(manifest, version)
+
+        monkeypatch.setattr(store, "_create", deleted_first)
+        with pytest.raises(PushConflictError, match="deleted"):
+            push(store, b"one")
+        assert store.head("run", "learner") is None
+
+
+def overtaken_by(store: WeightStore, data: bytes, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets another push of `data` commit just before the next manifest is created."""
+    create = store._create
+
+    def overtaken(manifest: Path, version: WeightsVersion) -> bool:
+        monkeypatch.undo()
+        push(store, data, step=step)
+        return create(manifest, version)
+
+    monkeypatch.setattr(store, "_create", overtaken)
