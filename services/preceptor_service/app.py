@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 from preceptor_service.config import ConfigError, ServiceConfig
 from preceptor_service.gateway.gateway import Gateway, Ports
+from preceptor_service.ray_cluster import RayCluster
 
 T = TypeVar("T")
 
@@ -107,15 +108,14 @@ class RayService:
         _require_free_port(config.gateway.host, config.gateway.port, "--port")
         if config.metrics.enabled:
             _require_free_port(config.metrics.host, config.metrics.port, "--metrics-port")
-        # Ray takes seconds to import, and the in-process pool does without it.
+        self._name = config.name
+        self._cluster: RayCluster | None = RayCluster()
+        # Only now: Ray reads the settings that RayCluster makes once, when it is imported.
         from ray import serve
 
         from preceptor_service.gateway.deployment import gateway_deployment
-        from preceptor_service.ray_cluster import RayCluster
         from preceptor_service.scoring.ray_scorer import scorer_deployment
 
-        self._name = config.name
-        self._cluster: RayCluster | None = RayCluster()
         try:
             settings = config.model_dump(mode="json")
             num_gpus = config.scorer.num_gpus

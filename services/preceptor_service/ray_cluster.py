@@ -32,7 +32,6 @@ class RayCluster:
         if tuple(map(int, ray.__version__.split(".")[:2])) < _MIN_RAY:
             raise ConfigError(f"Ray is {ray.__version__}; before 2.60 it opens unauthenticated ports, so upgrade it")
         self._owns_connection = not ray.is_initialized()
-        self._owns_serve = self._owns_connection and address == "local"
         if self._owns_connection:
             ray.init(
                 address=address,
@@ -51,12 +50,9 @@ class RayCluster:
         return bool(ray.cluster_resources().get("GPU", 0) >= 1)
 
     def stop(self) -> None:
-        """Stops Serve where this object started Ray, and leaves Ray."""
+        """Leaves Ray where this object joined it, and ends it where this object started it."""
         import ray
-        from ray import serve
 
-        if self._owns_serve:
-            serve.shutdown()
         if self._owns_connection:
             ray.shutdown()
 
