@@ -14,7 +14,8 @@ from preceptor.errors import InvalidWeightsError
 
 _FLOATING = ("F32", "BF16", "F16")
 _EXACT = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
-_SHOWN_NAMES = 3
+_SHOWN_TENSORS = 3
+_SHOWN_CHARACTERS = 200
 _PIECE_ELEMENTS = 1 << 22
 
 
@@ -36,35 +37,35 @@ def check_weights(path: Path, outline: nn.Module) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
-            _refuse("are missing", sorted(expected.keys() - found), "push the whole state_dict of the run's model")
+            missing, extra = sorted(expected.keys() - found), sorted(found - expected.keys())
+            _refuse(missing, "missing", "push the whole state_dict of the run's model")
+            _refuse(extra, "not in the run's model", "push what its state_dict holds and no more")
             _refuse(
-                "are not in the run's model", sorted(found - expected.keys()), "push only what its state_dict holds"
+                list(_misfits(file, expected)),
+                "that do not fit",
+                "create the run with the settings of the model you push",
             )
-            _refuse(
-                "do not fit", list(_misfits(file, expected)), "create the run with the settings of the model you push"
-            )
-            _refuse(
-                "hold NaN or infinity", list(_non_finite(file, expected)), "training diverged; go back to a checkpoint"
-            )
+            _refuse(list(_non_finite(file, expected)), "with NaN or infinity", "go back to a checkpoint before it")
     except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise InvalidWeightsError(f"the weights are not a safetensors file: {error}") from error
 
 
-def _refuse(fault: str, tensors: list[str], remedy: str) -> None:
+def _refuse(tensors: list[str], fault: str, remedy: str) -> None:
     if tensors:
-        more = f" and {len(tensors) - _SHOWN_NAMES} more" if len(tensors) > _SHOWN_NAMES else ""
-        shown = ", ".join(name[:200] for name in tensors[:_SHOWN_NAMES])
-        raise InvalidWeightsError(f"{len(tensors)} tensors {fault}: {shown}{more}; {remedy}")
+        noun = "tensor" if len(tensors) == 1 else "tensors"
+        shown = ", ".join(tensor[:_SHOWN_CHARACTERS] for tensor in tensors[:_SHOWN_TENSORS])
+        more = f" and {len(tensors) - _SHOWN_TENSORS} more" if len(tensors) > _SHOWN_TENSORS else ""
+        raise InvalidWeightsError(f"the weights have {len(tensors)} {noun} {fault}: {shown}{more}; {remedy}")
 
 
 def _misfits(file: Any, expected: dict[str, torch.Tensor]) -> Iterable[str]:
     for name, tensor in expected.items():
         piece = file.get_slice(name)
         shape, dtype = list(piece.get_shape()), piece.get_dtype()
+        wanted = _FLOATING if tensor.is_floating_point() else (_EXACT.get(tensor.dtype, str(tensor.dtype)),)
         if shape != list(tensor.shape):
             yield f"{name} has shape {shape}, expected {list(tensor.shape)}"
-        wanted = _FLOATING if tensor.is_floating_point() else (_EXACT.get(tensor.dtype, str(tensor.dtype)),)
-        if dtype not in wanted:
+        elif dtype not in wanted:
             yield f"{name} has type {dtype}, expected {' or '.join(wanted)}"
 
 

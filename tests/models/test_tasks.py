@@ -1,0 +1,74 @@
+"""What a task asks of a super-batch, and the loss that it gives."""
+
+from __future__ import annotations
+
+import math
+
+import pyarrow as pa
+import pytest
+import torch
+
+from preceptor.errors import InvalidRunError
+from preceptor_service.columns import ColumnSpec
+from preceptor_service.models import ArchitectureRegistry
+from preceptor_service.tasks import RunSchema, run_schema, task_named
+
+
+def test_columns_of_a_classifier() -> None:
+    outline = ArchitectureRegistry().outline("small_cnn", {"in_channels": 3, "image_size": 8, "num_classes": 10})
+
+    assert run_schema("classification", outline) == RunSchema(
+        (ColumnSpec("image", "uint8", (3, 8, 8)), ColumnSpec("label", "int64", below=10)), num_classes=10
+    )
+
+
+def test_the_outermost_dimension_is_the_outermost_list() -> None:
+    assert ColumnSpec("image", "uint8", (3, 8, 5)).arrow_type() == pa.list_(pa.list_(pa.list_(pa.uint8(), 5), 8), 3)
+    assert ColumnSpec("label", "int64").arrow_type() == pa.int64()
+    assert ColumnSpec("image", "float", (2,)).arrow_type() == pa.list_(pa.float32(), 2)
+
+
+def test_an_unknown_task() -> None:
+    with pytest.raises(InvalidRunError, match=r"task is 'translation'; choose one of \['classification'\]"):
+        run_schema("translation", torch.nn.Identity())
+
+
+def test_a_model_of_another_kind() -> None:
+    registry = ArchitectureRegistry({"own": "tests.models.architectures:no_classifier"})
+
+    with pytest.raises(InvalidRunError, match="Linear has no num_classes"):
+        run_schema("classification", registry.outline("own", {}))
+
+
+class Logits(torch.nn.Module):
+    """Gives its input back as logits."""
+
+    input_columns = (ColumnSpec("image", "float", (3,)),)
+    num_classes = 3
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image
+
+
+def test_the_loss_is_the_cross_entropy_of_each_example_in_float32() -> None:
+    logits = [[0.0, 1.0, 2.0], [5.0, -5.0, 0.5]]
+    labels = [2, 1]
+
+    losses = task_named("classification").loss(
+        Logits(), {"image": torch.tensor(logits, dtype=torch.bfloat16), "label": torch.tensor(labels)}
+    )
+
+    expected = [
+        math.log(sum(math.exp(value) for value in row)) - row[label] for row, label in zip(logits, labels, strict=True)
+    ]
+    assert losses.dtype == torch.float32
+    assert losses.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_model_whose_logits_are_not_per_example() -> None:
+    class Flat(Logits):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.sum(0)
+
+    with pytest.raises(InvalidRunError):
+        run_schema("classification", Flat().to("meta"))
