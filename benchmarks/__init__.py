@@ -1,0 +1,1 @@
+"""Measurements of Preceptor against the figures that it promises. `python -m benchmarks` runs them."""

@@ -1,0 +1,118 @@
+"""Results: figures with their targets, as JSON files, as a table on the terminal and as the table of the README."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+RESULTS = Path(__file__).resolve().parent / "results"
+README = Path(__file__).resolve().parent / "README.md"
+_BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number; `limit` is None where it is reported without a target."""
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None
+    sense: Literal["at most", "at least"] = "at most"
+    spread: str = ""
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether there is a target and the value is on its wrong side."""
+        if self.limit is None:
+            return False
+        return self.value > self.limit if self.sense == "at most" else self.value < self.limit
+
+    @property
+    def verdict(self) -> str:
+        """`"reached"`, `"missed"`, or nothing where there is no target."""
+        return "" if self.limit is None else "missed" if self.is_missed else "reached"
+
+    @property
+    def target(self) -> str:
+        """The target in words."""
+        return "" if self.limit is None else f"{self.sense} {_number(self.limit)} {self.unit}".strip()
+
+    @property
+    def shown(self) -> str:
+        """The value with its unit."""
+        return f"{_number(self.value)} {self.unit}".strip()
+
+
+@dataclass(frozen=True)
+class Result:
+    """One benchmark's figures, and all that is needed to doubt them."""
+
+    benchmark: str
+    command: str
+    commit: str
+    taken_at: str
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    figures: list[Figure]
+    raw: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, directory: Path = RESULTS) -> None:
+        """Writes the result over the last one of the same benchmark."""
+        directory.mkdir(exist_ok=True)
+        (directory / f"{self.benchmark}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def load(path: Path) -> Result:
+    """Reads one result.
+
+    Raises:
+        ValueError, TypeError: the file is not one.
+    """
+    values = json.loads(path.read_text())
+    return Result(**{**values, "figures": [Figure(**figure) for figure in values["figures"]]})
+
+
+def load_all(directory: Path = RESULTS) -> list[Result]:
+    """Reads every result, by name of the benchmark."""
+    return [load(path) for path in sorted(directory.glob("*.json"))]
+
+
+def markdown(results: Iterable[Result]) -> str:
+    """Returns the table of the README."""
+    lines = ["| Benchmark | Figure | Measured | Over rounds | Target | |", "|---|---|---|---|---|---|"]
+    for result in results:
+        for figure in result.figures:
+            cells = (result.benchmark, figure.name, figure.shown, figure.spread, figure.target, figure.verdict)
+            lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for result in results:
+        machine = result.hardware
+        lines.append(
+            f"* {result.benchmark}: `{result.command}` at `{result.commit[:12]}{result.commit[40:]}`, {result.taken_at}, "
+            f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB"
+        )
+    return "\n".join(lines)
+
+
+def table_of(readme: str) -> str:
+    """Returns the generated part of a README.
+
+    Raises:
+        ValueError: it has none.
+    """
+    return readme[readme.index(_BEGIN) + len(_BEGIN) : readme.index(_END)].strip("\n")
+
+
+def update_readme() -> None:
+    """Writes the table of all results into the README."""
+    text = README.read_text()
+    before, after = text[: text.index(_BEGIN)], text[text.index(_END) :]
+    README.write_text(f"{before}{_BEGIN}\n{markdown(load_all())}\n{after}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
