@@ -131,6 +131,7 @@ class Stream:
                 with self.service.changed:
                     self.unanswered_bytes += len(chunk.data)
                     self.max_unanswered_bytes = max(self.max_unanswered_bytes, self.unanswered_bytes)
+                    self.service.changed.notify_all()
             received = Received(header, body, tuple(sizes))
             with self.service.changed:
                 self.received.append(received)

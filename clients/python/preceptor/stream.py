@@ -1,4 +1,4 @@
-"""The Select stream of one run: credit window, resume, and deadlines. The only threads of the client live here.
+"""The Select stream of one run: credit window, resume, deadlines. The only threads of the client live here.
 
 Each `SelectStream` has, from its first submission until `close`:
 
@@ -6,7 +6,7 @@ Each `SelectStream` has, from its first submission until `close`:
 * one *reader* thread per open stream, which takes the answers;
 * the thread in which gRPC pulls the requests (`_requests`).
 
-They meet in one condition, `_changed`, which guards every attribute. Futures are settled outside of it, for their
+They meet in one condition, `_changed`, which guards every attribute. Futures are settlements outside of it, for their
 callbacks may call back.
 """
 
@@ -17,8 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import grpc
 
@@ -36,6 +34,7 @@ from preceptor.errors import (
     UnavailableError,
     error_from,
 )
+from preceptor.in_flight import Attempt, Offer, Settlements, StepKey
 from preceptor.v1 import selection_pb2
 
 OPEN_TIMEOUT_S = 10.0
@@ -49,84 +48,6 @@ _FIRST_WINDOW_BYTES = 64 * 1024 * 1024
 _WAIT_S = 30.0
 
 _log = logging.getLogger("preceptor")
-
-
-class StepKey(NamedTuple):
-    """Names a super-batch within its run."""
-
-    step: int
-    rank: int
-
-    def __str__(self) -> str:
-        return f"step {self.step}, rank {self.rank}"
-
-
-@dataclass(eq=False)
-class _Entry:
-    """One submitted super-batch, kept until it is settled, because a break means sending it again."""
-
-    key: StepKey
-    batch: EncodedBatch
-    sub_batch_size: int
-    timeout_s: float
-    deadline: float
-    future: Future[Selection] = field(default_factory=Future)
-
-    def asks_the_same_as(self, other: _Entry) -> bool:
-        return (self.batch.digest, self.sub_batch_size) == (other.batch.digest, other.sub_batch_size)
-
-
-@dataclass(eq=False)
-class _Attempt:
-    """One Select call, from opening to its end."""
-
-    open_deadline: float
-    call: Any = None
-    reader: threading.Thread | None = None
-    opened: selection_pb2.SelectOpened | None = None
-    credit_bytes: int = 0
-    # Sent here and not answered here yet; an entry given up meanwhile stays, so that its answer is recognised.
-    sent: dict[StepKey, _Entry] = field(default_factory=dict)
-    failure: RpcFailure | None = None
-
-    @property
-    def is_over(self) -> bool:
-        return self.failure is not None
-
-    def end(self, failure: RpcFailure) -> None:
-        """Ends the call; the first failure stands."""
-        if self.failure is None:
-            self.failure = failure
-            self.call.cancel()
-
-    def largest_body(self) -> int:
-        return min(self.opened.max_super_batch_bytes, self.opened.window_bytes) if self.opened is not None else 0
-
-    def chunk_bytes(self, body_bytes: int, offset: int) -> int:
-        """Bytes of the next chunk, or 0 where the credit does not cover it yet."""
-        if self.opened is None:
-            return 0
-        size = min(self.opened.max_chunk_bytes, body_bytes - offset)
-        return size if size <= self.credit_bytes else 0
-
-
-@dataclass
-class _Settled:
-    """What futures shall be told once the condition is released."""
-
-    outcomes: list[tuple[_Entry, Selection | PreceptorError]] = field(default_factory=list)
-
-    def add(self, entry: _Entry, outcome: Selection | PreceptorError) -> None:
-        self.outcomes.append((entry, outcome))
-
-    def tell(self) -> None:
-        for entry, outcome in self.outcomes:
-            if not entry.future.set_running_or_notify_cancel():
-                continue
-            if isinstance(outcome, Selection):
-                entry.future.set_result(outcome)
-            else:
-                entry.future.set_exception(outcome)
 
 
 class SelectStream:
@@ -144,11 +65,11 @@ class SelectStream:
         self._connection = connection
         self._run_id = run_id
         self._changed = threading.Condition()
-        self._pending: dict[StepKey, _Entry] = {}
-        self._unsent: dict[StepKey, _Entry] = {}
+        self._pending: dict[StepKey, Offer] = {}
+        self._unsent: dict[StepKey, Offer] = {}
         self._unsent_bytes = 0
         self._window_bytes = _FIRST_WINDOW_BYTES
-        self._attempt: _Attempt | None = None
+        self._attempt: Attempt | None = None
         self._breaks = 0
         self._open_at = 0.0
         self._last_failure: RpcFailure | None = None
@@ -185,39 +106,39 @@ class SelectStream:
             RuntimeError: called in a fork of the process that opened the client.
         """
         self._connection.check_usable()
-        entry = _Entry(StepKey(step, rank), batch, sub_batch_size, timeout_s, time.monotonic() + timeout_s)
+        offer = Offer(StepKey(step, rank), batch, sub_batch_size, timeout_s, time.monotonic() + timeout_s)
         body_bytes = len(batch.body)
         with self._changed:
-            self._check_accepts(entry.key)
+            self._check_accepts(offer.key)
             while self._unsent and self._unsent_bytes + body_bytes > self._window_bytes:
-                remaining_s = entry.deadline - time.monotonic()
+                remaining_s = offer.deadline - time.monotonic()
                 if remaining_s <= 0:
-                    raise self._too_late(entry)
+                    raise self._too_late(offer)
                 self._changed.wait(remaining_s)
-                self._check_accepts(entry.key)
-            self._pending[entry.key] = entry
-            self._line_up(entry)
+                self._check_accepts(offer.key)
+            self._pending[offer.key] = offer
+            self._line_up(offer)
             self._start_keeper()
             self._changed.notify_all()
-        key = entry.key
-        # Not a closure over the entry: that would be a cycle, and keep its body until the garbage collector runs.
-        entry.future.add_done_callback(lambda future: self._give_up(key, future))
-        return entry.future
+        key = offer.key
+        # Not a closure over the offer: that would be a cycle, and keep its body until the garbage collector runs.
+        offer.future.add_done_callback(lambda future: self._give_up(key, future))
+        return offer.future
 
     def close(self) -> None:
         """Fails what is pending with `ClosedError` and ends the threads; repeating it is harmless."""
         if not self._connection.is_own_process:
             return
-        settled = _Settled()
+        settlements = Settlements()
         closed = ClosedError(f"the client was closed before run {self._run_id!r} had its answer")
         with self._changed:
             self._is_closed = True
             attempt, self._attempt = self._attempt, None
             if attempt is not None:
                 attempt.end(RpcFailure(closed, is_transport=False))
-            self._fail_pending(closed, settled)
+            self._fail_pending(closed, settlements)
             self._changed.notify_all()
-        settled.tell()
+        settlements.tell()
         for thread in (self._keeper, attempt.reader if attempt is not None else None):
             if thread is not None and thread is not threading.current_thread():
                 thread.join(CLOSE_TIMEOUT_S)
@@ -228,18 +149,18 @@ class SelectStream:
         if key in self._pending:
             raise ValueError(f"{key} of run {self._run_id!r} is pending; wait for its answer, or use another step")
 
-    def _line_up(self, entry: _Entry) -> None:
+    def _line_up(self, offer: Offer) -> None:
         attempt = self._attempt
-        earlier = attempt.sent.get(entry.key) if attempt is not None and not attempt.is_over else None
+        earlier = attempt.sent.get(offer.key) if attempt is not None and not attempt.is_over else None
         if attempt is not None and earlier is not None:
-            if earlier.asks_the_same_as(entry):
+            if earlier.asks_the_same_as(offer):
                 # Given up before its answer came, and asked again: that answer is the one wanted.
-                attempt.sent[entry.key] = entry
+                attempt.sent[offer.key] = offer
                 return
             # An answer names only (step, rank), so on this stream nobody could tell which question it answers.
-            attempt.end(RpcFailure(UnavailableError(f"{entry.key} was asked anew, otherwise"), is_transport=True))
-        self._unsent[entry.key] = entry
-        self._unsent_bytes += len(entry.batch.body)
+            attempt.end(RpcFailure(UnavailableError(f"{offer.key} was asked anew, otherwise"), is_transport=True))
+        self._unsent[offer.key] = offer
+        self._unsent_bytes += offer.body_bytes
 
     def _start_keeper(self) -> None:
         if self._keeper is None:
@@ -248,34 +169,34 @@ class SelectStream:
 
     def _give_up(self, key: StepKey, future: Future[Selection]) -> None:
         with self._changed:
-            entry = self._pending.get(key)
-            if entry is not None and entry.future is future and future.cancelled():
-                self._forget(entry)
+            offer = self._pending.get(key)
+            if offer is not None and offer.future is future and future.cancelled():
+                self._forget(offer)
                 self._changed.notify_all()
 
     # Called with the condition held.
 
-    def _forget(self, entry: _Entry) -> None:
-        self._pending.pop(entry.key, None)
-        if self._unsent.pop(entry.key, None) is not None:
-            self._unsent_bytes -= len(entry.batch.body)
+    def _forget(self, offer: Offer) -> None:
+        self._pending.pop(offer.key, None)
+        if self._unsent.pop(offer.key, None) is not None:
+            self._unsent_bytes -= offer.body_bytes
 
-    def _fail_pending(self, error: PreceptorError, settled: _Settled) -> None:
-        for entry in list(self._pending.values()):
-            self._forget(entry)
+    def _fail_pending(self, error: PreceptorError, settlements: Settlements) -> None:
+        for offer in list(self._pending.values()):
+            self._forget(offer)
             # Each future its own exception: tracebacks grow on the one that is raised.
-            settled.add(entry, type(error)(*error.args))
+            settlements.add(offer, type(error)(*error.args))
 
-    def _too_late(self, entry: _Entry) -> PreceptorError:
-        asked = f"{entry.key} of run {self._run_id!r}"
+    def _too_late(self, offer: Offer) -> PreceptorError:
+        asked = f"{offer.key} of run {self._run_id!r}"
         if self._attempt is not None and self._attempt.opened is not None and not self._attempt.is_over:
             return DeadlineExceededError(
-                f"no selection for {asked} within {entry.timeout_s:g} s; raise timeout_s, offer fewer candidates, or "
+                f"no selection for {asked} within {offer.timeout_s:g} s; raise timeout_s, offer fewer candidates, or "
                 "give the run a deadline_s with on_deadline='uniform'"
             )
         why = self._last_failure.error if self._last_failure is not None else "it did not open the stream"
         return UnavailableError(
-            f"no gateway at {self._connection.target} took {asked} within {entry.timeout_s:g} s; last: {why}"
+            f"no gateway at {self._connection.target} took {asked} within {offer.timeout_s:g} s; last: {why}"
         )
 
     def _observe(self, learner_version: int | None) -> None:
@@ -286,36 +207,36 @@ class SelectStream:
 
     def _keep(self) -> None:
         while True:
-            settled = _Settled()
+            settlements = Settlements()
             with self._changed:
                 if self._is_closed:
                     return
                 now = time.monotonic()
-                self._expire(now, settled)
-                self._end_attempt(now, settled)
+                self._expire(now, settlements)
+                self._end_attempt(now, settlements)
                 if self._attempt is None and self._pending and now >= self._open_at:
                     self._open(now)
-                elif not settled.outcomes:
+                elif not settlements.outcomes:
                     self._changed.wait(max(0.0, self._next_event(now) - now))
-            settled.tell()
+            settlements.tell()
 
     def _next_event(self, now: float) -> float:
-        events = [now + _WAIT_S, *(entry.deadline for entry in self._pending.values())]
+        events = [now + _WAIT_S, *(offer.deadline for offer in self._pending.values())]
         if self._attempt is None and self._pending:
             events.append(self._open_at)
         if self._attempt is not None and self._attempt.opened is None:
             events.append(self._attempt.open_deadline)
         return min(events)
 
-    def _expire(self, now: float, settled: _Settled) -> None:
-        for entry in list(self._pending.values()):
-            if entry.deadline <= now:
-                settled.add(entry, self._too_late(entry))
-                self._forget(entry)
-        if settled.outcomes:
+    def _expire(self, now: float, settlements: Settlements) -> None:
+        for offer in list(self._pending.values()):
+            if offer.deadline <= now:
+                settlements.add(offer, self._too_late(offer))
+                self._forget(offer)
+        if settlements.outcomes:
             self._changed.notify_all()
 
-    def _end_attempt(self, now: float, settled: _Settled) -> None:
+    def _end_attempt(self, now: float, settlements: Settlements) -> None:
         attempt = self._attempt
         if attempt is None:
             return
@@ -326,20 +247,22 @@ class SelectStream:
             return
         self._attempt = None
         self._last_failure = attempt.failure
-        if attempt.failure.is_transport:
+        # What ended a stream that held nothing of ours cannot be about what came since.
+        ended_idle = attempt.opened is not None and not attempt.sent
+        if attempt.failure.is_transport or ended_idle:
             self._breaks += 1
             self._open_at = now + backoff_s(self._breaks)
             _log.info("select stream of run %s broke: %s", self._run_id, attempt.failure.error)
             self._unsent = dict(self._pending)
-            self._unsent_bytes = sum(len(entry.batch.body) for entry in self._unsent.values())
+            self._unsent_bytes = sum(offer.body_bytes for offer in self._unsent.values())
         else:
             self._breaks = 0
             self._open_at = now
-            self._fail_pending(attempt.failure.error, settled)
+            self._fail_pending(attempt.failure.error, settlements)
         self._changed.notify_all()
 
     def _open(self, now: float) -> None:
-        attempt = _Attempt(open_deadline=now + OPEN_TIMEOUT_S)
+        attempt = Attempt(open_deadline=now + OPEN_TIMEOUT_S)
         try:
             attempt.call = self._connection.stream("Select", self._requests(attempt))
         except ClosedError:
@@ -353,21 +276,21 @@ class SelectStream:
 
     # gRPC's thread that pulls requests.
 
-    def _requests(self, attempt: _Attempt) -> Iterator[selection_pb2.SelectRequest]:
+    def _requests(self, attempt: Attempt) -> Iterator[selection_pb2.SelectRequest]:
         observed = self.observed_learner_version
         yield selection_pb2.SelectRequest(
             open=selection_pb2.SelectOpen(run_id=self._run_id, observed_learner_version=observed)
         )
-        while (entry := self._next_entry(attempt)) is not None:
-            body = entry.batch.body
+        while (offer := self._next_offer(attempt)) is not None:
+            body = offer.batch.body
             yield selection_pb2.SelectRequest(
                 super_batch=selection_pb2.SuperBatchHeader(
-                    step=entry.key.step,
-                    rank=entry.key.rank,
-                    sub_batch_size=entry.sub_batch_size,
-                    row_count=entry.batch.row_count,
+                    step=offer.key.step,
+                    rank=offer.key.rank,
+                    sub_batch_size=offer.sub_batch_size,
+                    row_count=offer.batch.row_count,
                     body_bytes=len(body),
-                    digest=entry.batch.digest,
+                    digest=offer.batch.digest,
                 )
             )
             offset = 0
@@ -380,36 +303,36 @@ class SelectStream:
                 yield selection_pb2.SelectRequest(chunk=chunk)
                 offset += size
 
-    def _next_entry(self, attempt: _Attempt) -> _Entry | None:
+    def _next_offer(self, attempt: Attempt) -> Offer | None:
         """Waits for a super-batch whose first chunk may go at once; None when the stream is over."""
         while True:
-            settled = _Settled()
+            settlements = Settlements()
             with self._changed:
-                entry = self._wait_for_entry(attempt, settled)
-            settled.tell()
-            if entry is not None or attempt.is_over:
-                return entry
+                offer = self._wait_for_offer(attempt, settlements)
+            settlements.tell()
+            if offer is not None or attempt.is_over:
+                return offer
 
-    def _wait_for_entry(self, attempt: _Attempt, settled: _Settled) -> _Entry | None:
+    def _wait_for_offer(self, attempt: Attempt, settlements: Settlements) -> Offer | None:
         while not attempt.is_over:
             if attempt.opened is not None and self._unsent:
-                entry = next(iter(self._unsent.values()))
-                body_bytes = len(entry.batch.body)
+                offer = next(iter(self._unsent.values()))
+                body_bytes = offer.body_bytes
                 if body_bytes > attempt.largest_body():
-                    self._forget(entry)
+                    self._forget(offer)
                     self._changed.notify_all()
-                    settled.add(entry, _too_large(entry, attempt.largest_body()))
+                    settlements.add(offer, _too_large(offer, attempt.largest_body()))
                     return None
                 if attempt.chunk_bytes(body_bytes, 0):
-                    del self._unsent[entry.key]
+                    del self._unsent[offer.key]
                     self._unsent_bytes -= body_bytes
-                    attempt.sent[entry.key] = entry
+                    attempt.sent[offer.key] = offer
                     self._changed.notify_all()
-                    return entry
+                    return offer
             self._changed.wait(_WAIT_S)
         return None
 
-    def _take_credit(self, attempt: _Attempt, body_bytes: int, offset: int) -> int:
+    def _take_credit(self, attempt: Attempt, body_bytes: int, offset: int) -> int:
         """Waits for the credit of the next chunk and returns its size; 0 when the stream is over."""
         with self._changed:
             while not attempt.is_over:
@@ -422,24 +345,26 @@ class SelectStream:
 
     # The reader thread.
 
-    def _read(self, attempt: _Attempt) -> None:
+    def _read(self, attempt: Attempt) -> None:
         what = f"Select to {self._connection.target}"
         failure = RpcFailure(UnavailableError(f"{what}: the gateway ended the stream"), is_transport=True)
         try:
             for response in attempt.call:
-                settled = _Settled()
+                settlements = Settlements()
                 with self._changed:
                     if not attempt.is_over:
-                        self._take_response(attempt, response, settled)
+                        self._take_response(attempt, response, settlements)
                         self._changed.notify_all()
-                settled.tell()
+                settlements.tell()
         except grpc.RpcError as raised:
             failure = rpc_failure(raised, what)
         with self._changed:
             attempt.end(failure)
             self._changed.notify_all()
 
-    def _take_response(self, attempt: _Attempt, response: selection_pb2.SelectResponse, settled: _Settled) -> None:
+    def _take_response(
+        self, attempt: Attempt, response: selection_pb2.SelectResponse, settlements: Settlements
+    ) -> None:
         kind = response.WhichOneof("kind")
         if (kind == "opened") != (attempt.opened is None):
             attempt.end(_broken_contract(f"{kind} came {'before' if attempt.opened is None else 'after'} opened"))
@@ -448,16 +373,16 @@ class SelectStream:
         elif kind == "credit":
             attempt.credit_bytes += response.credit.bytes
         elif kind == "selection":
-            self._take_answer(attempt, response.selection, _decoded(response.selection), settled)
+            self._take_answer(attempt, response.selection, _decoded(response.selection), settlements)
         elif kind == "failure":
             failure = response.failure
             error = error_from(failure.code, failure.reason, failure.message)
             if isinstance(error, GatewayDrainingError):
                 attempt.end(RpcFailure(error, is_transport=True))
             else:
-                self._take_answer(attempt, failure, error, settled)
+                self._take_answer(attempt, failure, error, settlements)
 
-    def _take_opened(self, attempt: _Attempt, opened: selection_pb2.SelectOpened) -> None:
+    def _take_opened(self, attempt: Attempt, opened: selection_pb2.SelectOpened) -> None:
         if min(opened.window_bytes, opened.max_super_batch_bytes, opened.max_chunk_bytes) < 1:
             attempt.end(_broken_contract(f"a limit in SelectOpened is below 1: {opened}"))
             return
@@ -467,25 +392,25 @@ class SelectStream:
 
     def _take_answer(
         self,
-        attempt: _Attempt,
+        attempt: Attempt,
         message: selection_pb2.Selection | selection_pb2.Failure,
         outcome: Selection | PreceptorError,
-        settled: _Settled,
+        settlements: Settlements,
     ) -> None:
         self._breaks = 0
         if isinstance(outcome, Selection):
             self._observe(outcome.learner_version)
         key = StepKey(message.step, message.rank)
-        entry = attempt.sent.pop(key, None)
+        offer = attempt.sent.pop(key, None)
         # Late answers, whose super-batch was given up, end here.
-        if entry is not None and self._pending.get(key) is entry:
-            self._forget(entry)
-            settled.add(entry, outcome)
+        if offer is not None and self._pending.get(key) is offer:
+            self._forget(offer)
+            settlements.add(offer, outcome)
 
 
-def _too_large(entry: _Entry, limit_bytes: int) -> TooLargeError:
+def _too_large(offer: Offer, limit_bytes: int) -> TooLargeError:
     return TooLargeError(
-        f"the super-batch of {entry.key} is {len(entry.batch.body)} bytes, the gateway takes {limit_bytes}; offer "
+        f"the super-batch of {offer.key} is {offer.body_bytes} bytes, the gateway takes {limit_bytes}; offer "
         "fewer candidates, or raise max_super_batch_bytes and window_bytes of the gateway"
     )
 
