@@ -46,7 +46,8 @@ def bare_vit() -> torch.nn.Module:
     from transformers import AutoConfig, ViTForImageClassification
 
     settings = {name: value for name, value in VIT.items() if name not in ("model_type", "num_classes")}
-    model: torch.nn.Module = ViTForImageClassification(AutoConfig.for_model("vit", **settings, num_labels=10))
+    config: Any = AutoConfig.for_model("vit", **settings, num_labels=10)
+    model: torch.nn.Module = ViTForImageClassification(config)
     return model.eval()
 
 

@@ -1,0 +1,102 @@
+"""The pool of one scorer in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+
+from preceptor.errors import ScorersUnavailableError, WeightsNotFoundError
+from preceptor_service.scoring.in_process import InProcessPool
+from preceptor_service.scoring.pool import LoadReport, ModelRef, ScorerPool
+from tests.scoring.engines import Bench, digits, models
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_it_answers_as_its_engine_does(bench: Bench) -> None:
+    learner, _ = bench.small_cnn(1)
+    reference, _ = bench.small_cnn(2)
+    wanted = models(learner, reference)
+    expected = [bench.engine.losses(wanted, digits(seed)).learner for seed in range(3)]
+
+    async def score() -> None:
+        pool: ScorerPool = InProcessPool(bench.engine)
+        assert await pool.replica_count() == 1
+        assert await pool.load(wanted) == LoadReport(loaded=1, asked=1)
+        answers = await asyncio.gather(*(pool.losses(wanted, digits(seed)) for seed in range(3)))
+        for answer, losses in zip(answers, expected, strict=True):
+            assert answer.learner is not None
+            assert losses is not None
+            assert answer.learner.tobytes() == losses.tobytes()
+        await pool.close()
+
+    asyncio.run(score())
+
+
+def test_weights_load_beside_scoring(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, _ = bench.small_cnn(1)
+    new, _ = bench.small_cnn(2)
+    bench.engine.load(models(old, None))
+    verify = bench.store.verify
+    go_on = threading.Event()
+
+    def slow(digest: str) -> Path:
+        assert go_on.wait(PATIENCE_S)
+        return verify(digest)
+
+    monkeypatch.setattr(bench.store, "verify", slow)
+
+    async def score() -> None:
+        pool = InProcessPool(bench.engine)
+        loading = asyncio.create_task(pool.load(models(new, None)))
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await pool.losses(models(old, None), digits(0))).learner is not None
+            assert not loading.done()
+            go_on.set()
+            assert await loading == LoadReport(loaded=1, asked=1)
+            await pool.close()
+
+    asyncio.run(score())
+
+
+def test_a_load_that_fails_is_counted_and_logged_and_raised_when_scoring(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    ref, _ = bench.small_cnn(1)
+    missing = models(ModelRef(ref.architecture, ref.config, "sha256:" + "0" * 64, 9), None)
+
+    async def score() -> None:
+        pool = InProcessPool(bench.engine)
+        with caplog.at_level(logging.WARNING):
+            assert await pool.load(missing) == LoadReport(loaded=0, asked=1)
+        with pytest.raises(WeightsNotFoundError):
+            await pool.losses(missing, digits(0))
+        await pool.close()
+
+    asyncio.run(score())
+    assert "run run: weights are not loaded" in caplog.text
+
+
+def test_a_closed_pool_says_so(bench: Bench) -> None:
+    ref, _ = bench.small_cnn(1)
+
+    async def score() -> None:
+        pool = InProcessPool(bench.engine)
+        await pool.close()
+        await pool.close()
+        assert await pool.replica_count() == 0
+        with pytest.raises(ScorersUnavailableError):
+            await pool.losses(models(ref, None), digits(0))
+        with pytest.raises(ScorersUnavailableError):
+            await pool.load(models(ref, None))
+
+    asyncio.run(score())
