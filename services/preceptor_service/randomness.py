@@ -16,7 +16,9 @@ def uniforms(seed: int, run_id: str, step: int, rank: int, count: int) -> NDArra
     stable across releases (its distributions it does not), so a selection can be replayed.
     """
     run_word = int.from_bytes(hashlib.blake2b(run_id.encode(), digest_size=8).digest(), "little")
-    bits = np.random.Philox(key=[seed, run_word], counter=[0, 0, rank, step]).random_raw(count)
+    # As uint64 arrays: numpy reads a list that holds a number above 2^63 as floats, and rounds it.
+    key, counter = np.array([seed, run_word], np.uint64), np.array([0, 0, rank, step], np.uint64)
+    bits = np.random.Philox(key=key, counter=counter).random_raw(count)
     return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,17 @@ def test_the_same_key_gives_the_same_numbers_and_a_longer_stream_begins_with_the
 @pytest.mark.parametrize("other", [(2, "run", 2, 3), (1, "nur", 2, 3), (1, "run", 3, 3), (1, "run", 2, 4), (1, "run", 3, 2)])
 def test_any_other_key_gives_other_numbers(other: tuple[int, str, int, int]) -> None:
     assert not np.intersect1d(uniforms(1, "run", 2, 3, 4096), uniforms(*other, 4096)).size
+
+
+def test_every_bit_of_the_run_id_and_the_seed_counts() -> None:
+    # Found by the naive loop: keys above 2^63 were rounded to floats, so that runs could share a stream.
+    run_ids = ["run", "equal-easy-reference-uniform"]
+    words = [int.from_bytes(hashlib.blake2b(run_id.encode(), digest_size=8).digest(), "little") for run_id in run_ids]
+    assert max(words) >= 2**63
+    for run_id, word in zip(run_ids, words, strict=True):
+        stream = np.random.Philox(key=(2**63 - 1) + (word << 64), counter=(5 << 128) + ((2**62 + 1) << 192))
+        naive = [((int(stream.random_raw()) >> 11) + 0.5) / 2**53 for _ in range(5)]
+        assert uniforms(2**63 - 1, run_id, 2**62 + 1, 5, 5).tolist() == naive
 
 
 def test_numbers_lie_strictly_between_0_and_1_and_are_spread_evenly() -> None:

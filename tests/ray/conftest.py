@@ -1,0 +1,68 @@
+"""One Ray for the whole session, and the services that its tests compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from preceptor_service.app import RunningService, start_service
+from preceptor_service.config import parse_config
+from preceptor_service.ray_cluster import RayCluster
+
+SERVICES = {
+    "one-replica": {"replicas": 1, "micro_batch_rows": 256, "max_chunk_bytes": 4 << 20},
+    "two-replicas": {"replicas": 2, "micro_batch_rows": 100, "max_chunk_bytes": 1000},
+    "four-replicas": {"replicas": 4, "micro_batch_rows": 32, "max_chunk_bytes": 65536},
+    "in-process": {"replicas": 1, "micro_batch_rows": 77, "max_chunk_bytes": 4096},
+}
+"""Every layout must select the same: replicas, micro-batch size, chunk size, pool."""
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """The Ray that this session starts once."""
+    cluster = RayCluster()
+    yield cluster
+    cluster.stop()
+
+
+def start(name: str, store: Path) -> RunningService:
+    """Starts the service `name` of `SERVICES`."""
+    layout = SERVICES[name]
+    return start_service(
+        parse_config(
+            {
+                "name": name,
+                "pool": "in-process" if name == "in-process" else "ray",
+                "gateway": {"host": "127.0.0.1", "port": 0, "max_chunk_bytes": layout["max_chunk_bytes"]},
+                "metrics": {"host": "127.0.0.1", "port": 0},
+                "weights": {"path": str(store)},
+                "scorer": {
+                    "replicas": layout["replicas"],
+                    "micro_batch_rows": layout["micro_batch_rows"],
+                    "num_cpus": 0.1,
+                },
+            }
+        )
+    )
+
+
+@pytest.fixture(scope="session", params=sorted(SERVICES))
+def service(
+    request: pytest.FixtureRequest, ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
+    """Each service of `SERVICES` in turn."""
+    running = start(request.param, tmp_path_factory.mktemp("store"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def two_replicas(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service of its own with two scorers, for tests that kill them."""
+    SERVICES["mortal"] = SERVICES["two-replicas"]
+    running = start("mortal", tmp_path_factory.mktemp("store"))
+    yield running
+    running.stop()
