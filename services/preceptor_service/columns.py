@@ -45,7 +45,7 @@ class ColumnSpec:
         """NumPy's type of one element."""
         return np.dtype(_NUMPY_TYPES[self.element_type])
 
-    def check_values(self, values: NDArray[np.generic]) -> None:
+    def check_values(self, values: NDArray[Any]) -> None:
         """Checks the values of one super-batch, `[B, *shape]`.
 
         Raises:
