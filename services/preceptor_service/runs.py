@@ -6,6 +6,7 @@ import asyncio
 import math
 import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from preceptor.errors import (
     UnavailableError,
     WeightsMissingError,
 )
-from preceptor.runs import RunSpec
+from preceptor.runs import ConfigValue, RunSpec
 from preceptor_service.config import ServiceConfig
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
@@ -26,7 +27,7 @@ from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.scores import SCORE_RULES, ScoreRule
 from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels
 from preceptor_service.selectors import SELECTORS, Selector
-from preceptor_service.tasks import TASKS, RunSchema, run_schema
+from preceptor_service.tasks import TASKS, Columns, run_columns
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -35,6 +36,9 @@ _POLL_S = 0.05
 _TEMPERATURE = (1e-6, 1e6)
 _DEADLINE_S = (1e-3, 3600.0)
 _INT64_MAX = 2**63 - 1
+_MAX_SETTINGS = 64
+_MAX_LIST = 64
+_MAX_TEXT = 256
 
 
 @dataclass
@@ -65,7 +69,7 @@ class ActiveRun:
     """
 
     record: RunRecord
-    schema: RunSchema
+    columns: Columns
     deadline_s: float
     learner: WeightsVersion | None = None
     reference: WeightsVersion | None = None
@@ -149,10 +153,10 @@ class RunRegistry:
             WeightsNotFoundError: no reference of `spec.reference_digest`.
             OverloadedError: too many runs.
         """
-        schema = await asyncio.to_thread(self._checked, spec)
+        columns = await asyncio.to_thread(self._checked, spec)
         record = RunRecord(spec, time.time(), self._config.scorer.micro_batch_rows)
         record = await asyncio.to_thread(self._store, record)
-        return await self._activate(record, schema)
+        return await self._activate(record, columns)
 
     async def get(self, run_id: str) -> ActiveRun:
         """Returns a run with its latest committed weights.
@@ -165,8 +169,8 @@ class RunRegistry:
             if not RUN_ID.fullmatch(run_id):
                 raise RunNotFoundError(f"there is no run {run_id[:64]!r}; a run id matches {RUN_ID.pattern}")
             record = await asyncio.to_thread(self._run_store.read, run_id)
-            schema = await asyncio.to_thread(self._checked, record.spec)
-            run = await self._activate(record, schema)
+            columns = await asyncio.to_thread(self._checked, record.spec)
+            run = await self._activate(record, columns)
         await self._refresh(run)
         return run
 
@@ -251,9 +255,7 @@ class RunRegistry:
         check_weights(path, self._architectures.outline(*architecture_of(run.spec, role)))
 
     def _lacks_weights(self, run: ActiveRun) -> bool:
-        return (run.rule.needs_learner and run.learner is None) or (
-            run.rule.needs_reference and run.reference is None
-        )
+        return (run.rule.needs_learner and run.learner is None) or (run.rule.needs_reference and run.reference is None)
 
     async def _refresh(self, run: ActiveRun, at_once: bool = False) -> None:
         now = time.monotonic()
@@ -288,9 +290,9 @@ class RunRegistry:
             self._weight_store.head(run_id, "reference"),
         )
 
-    async def _activate(self, record: RunRecord, schema: RunSchema) -> ActiveRun:
+    async def _activate(self, record: RunRecord, columns: Columns) -> ActiveRun:
         deadline_s = record.spec.deadline_s or self._config.gateway.deadline_s
-        run = self._active.setdefault(record.spec.run_id, ActiveRun(record, schema, deadline_s))
+        run = self._active.setdefault(record.spec.run_id, ActiveRun(record, columns, deadline_s))
         await self._refresh(run)
         return run
 
@@ -312,12 +314,12 @@ class RunRegistry:
                 raise
         return stored
 
-    def _checked(self, spec: RunSpec) -> RunSchema:
-        """Returns the schema of a spec whose every setting is in range."""
+    def _checked(self, spec: RunSpec) -> Columns:
+        """Returns the columns of a spec whose every setting is in range."""
         _check_spec(spec)
-        learner = run_schema(spec.task, self._architectures.outline(spec.model, spec.model_config))
+        learner = run_columns(spec.task, self._architectures.outline(spec.model, spec.model_config))
         if spec.reference_model is not None:
-            reference = run_schema(
+            reference = run_columns(
                 spec.task, self._architectures.outline(spec.reference_model, spec.reference_model_config)
             )
             if reference != learner:
@@ -338,12 +340,26 @@ def _check_spec(spec: RunSpec) -> None:
     ):
         if value not in known:
             raise InvalidRunError(f"{name} is {value[:64]!r}; choose one of {sorted(known)}")
+    for config in (spec.model_config, spec.reference_model_config):
+        _check_model_config(config)
     _check_range("temperature", spec.temperature, *_TEMPERATURE)
     _check_range("seed", spec.seed, 0, _INT64_MAX)
     if spec.max_staleness_steps is not None:
         _check_range("max_staleness_steps", spec.max_staleness_steps, 0, _INT64_MAX)
     if spec.deadline_s is not None:
         _check_range("deadline_s", spec.deadline_s, *_DEADLINE_S)
+
+
+def _check_model_config(config: Mapping[str, ConfigValue]) -> None:
+    if len(config) > _MAX_SETTINGS:
+        raise InvalidRunError(f"a model config has {len(config)} settings; at most {_MAX_SETTINGS} can be given")
+    for name, value in config.items():
+        limit = _MAX_TEXT if isinstance(value, str) else _MAX_LIST
+        if isinstance(value, str | Sequence) and len(value) > limit:
+            unit = "characters" if isinstance(value, str) else "values"
+            raise InvalidRunError(
+                f"model config setting {name[:64]!r} has {len(value)} {unit}; at most {limit} can be given"
+            )
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
@@ -353,4 +369,3 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
 
 def _version(version: WeightsVersion | None) -> int:
     return 0 if version is None else version.version
-

@@ -128,7 +128,7 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         temperature=message.temperature,
         seed=message.seed,
         max_staleness_steps=message.max_staleness_steps if message.HasField("max_staleness_steps") else None,
-        on_stale=_policy("on_stale", _STALE_POLICIES, message.on_stale),
+        on_stale=_stale_policy(message),
         deadline_s=seconds(message.deadline) if message.HasField("deadline") else None,
         on_deadline=_policy("on_deadline", _DEADLINE_POLICIES, message.on_deadline),
     )
@@ -137,6 +137,12 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
 def seconds(duration: Duration) -> float:
     """Returns a wire duration in seconds, whatever its fields hold."""
     return duration.seconds + duration.nanos / 1e9
+
+
+def _stale_policy(message: run_pb2.RunSpec) -> StalePolicy:
+    if not message.HasField("max_staleness_steps") and message.on_stale == run_pb2.STALE_POLICY_UNSPECIFIED:
+        return RunSpec.on_stale  # never looked at without a bound
+    return _policy("on_stale", _STALE_POLICIES, message.on_stale)
 
 
 def _policy(name: str, policies: Mapping[P, V], value: V) -> P:
