@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,6 +45,11 @@ class ColumnSpec:
     def dtype(self) -> np.dtype[Any]:
         """NumPy's type of one element."""
         return np.dtype(_NUMPY_TYPES[self.element_type])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one example."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def check_values(self, values: NDArray[Any]) -> None:
         """Checks the values of one super-batch, `[B, *shape]`.

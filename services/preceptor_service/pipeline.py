@@ -154,7 +154,7 @@ class Pipeline:
 
     async def _decode(self, run: ActiveRun, ask: Ask, stages: Stages) -> SuperBatch:
         started = time.perf_counter()
-        super_batch = await asyncio.to_thread(decode, ask.body, run.schema.columns, ask.rows)
+        super_batch = await asyncio.to_thread(decode, ask.body, run.columns, ask.rows)
         stages.decode_s = time.perf_counter() - started
         return super_batch
 

@@ -154,7 +154,7 @@ class RunRegistry:
             OverloadedError: too many runs.
         """
         columns = await asyncio.to_thread(self._checked, spec)
-        record = RunRecord(spec, time.time(), self._config.scorer.micro_batch_rows)
+        record = RunRecord(spec, time.time(), self._micro_batch_rows(columns))
         record = await asyncio.to_thread(self._store, record)
         return await self._activate(record, columns)
 
@@ -313,6 +313,11 @@ class RunRegistry:
                 self._run_store.delete(run_id)
                 raise
         return stored
+
+    def _micro_batch_rows(self, columns: Columns) -> int:
+        """Returns the configured rows, or fewer where that many candidates would not fit into `in_flight_bytes`."""
+        fitting = self._config.gateway.in_flight_bytes // sum(column.row_bytes for column in columns)
+        return max(1, min(self._config.scorer.micro_batch_rows, fitting))
 
     def _checked(self, spec: RunSpec) -> Columns:
         """Returns the columns of a spec whose every setting is in range."""

@@ -38,16 +38,18 @@ class SuperBatch:
     rows: int
 
     def micro_batches(self, size: int) -> Iterator[MicroBatch]:
-        """Yields the candidates in order, `size` rows at a time, the last one padded to `size`.
+        """Yields the candidates in order, `size` rows at a time.
 
-        Candidate i is always row `i % size` of micro-batch `i // size`: a forward pass then has the
-        same shape and the same neighbours for the same super-batch, whoever runs it, and gives the
-        same losses to the last bit.
+        The last one is padded to the next power of two, at most `size`, so that forward passes have
+        few different shapes. Candidate i is always row `i % size` of micro-batch `i // size`: for the
+        same super-batch a forward pass has the same shape and the same neighbours, whoever runs it,
+        and gives the same losses to the last bit.
         """
         for start in range(0, self.rows, size):
             count = min(size, self.rows - start)
+            rows = min(size, 1 << (count - 1).bit_length())
             yield MicroBatch(
-                columns={name: _padded(column[start : start + count], size) for name, column in self.columns.items()},
+                columns={name: _padded(column[start : start + count], rows) for name, column in self.columns.items()},
                 row_count=count,
             )
 
@@ -172,10 +174,10 @@ def _refuse_nulls(array: pa.Array, column: ColumnSpec) -> None:
         raise InvalidSuperBatchError(f"column {column.name!r} has {array.null_count} nulls; fill or drop them")
 
 
-def _padded(rows: NDArray[np.generic], size: int) -> NDArray[np.generic]:
-    if len(rows) == size:
-        return rows
-    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
+def _padded(values: NDArray[np.generic], rows: int) -> NDArray[np.generic]:
+    if len(values) == rows:
+        return values
+    return np.concatenate([values, np.repeat(values[-1:], rows - len(values), axis=0)])
 
 
 def _describe(kind: pa.DataType) -> str:

@@ -6,7 +6,6 @@ The gateway reads the columns, the scorers compute the losses. Importing this ne
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,23 +17,14 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class RunSchema:
-    """What a super-batch of one run must look like.
-
-    Attributes:
-        columns: the model's inputs, then the columns of the task, in order.
-        num_classes: labels lie in [0, num_classes); None where the task has no label.
-    """
-
-    columns: tuple[ColumnSpec, ...]
-    num_classes: int | None
+Columns = tuple[ColumnSpec, ...]
+"""What a super-batch of one run must hold, in order: the model's inputs, then the columns of the task."""
 
 
 class Task(Protocol):
     """Columns and loss of one kind of example."""
 
-    def schema(self, module: torch.nn.Module) -> RunSchema:
+    def columns(self, module: torch.nn.Module) -> Columns:
         """Returns what a super-batch for `module` must hold.
 
         Raises:
@@ -55,14 +45,14 @@ class Classification:
 
     label = "label"
 
-    def schema(self, module: torch.nn.Module) -> RunSchema:
+    def columns(self, module: torch.nn.Module) -> Columns:
         """Returns the inputs of `module`, then `label`."""
         num_classes = getattr(module, "num_classes", None)
         if not isinstance(num_classes, int):
             raise InvalidRunError(
                 f"model {type(module).__name__} has no num_classes; task 'classification' needs an image classifier"
             )
-        return RunSchema((*_input_columns(module), ColumnSpec(self.label, "int64", below=num_classes)), num_classes)
+        return (*_input_columns(module), ColumnSpec(self.label, "int64", below=num_classes))
 
     def loss(self, module: torch.nn.Module, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns −log softmax(module(inputs))[label], float32 `[N]`."""
@@ -88,7 +78,7 @@ def task_named(name: str) -> Task:
     return task
 
 
-def run_schema(task: str, outline: torch.nn.Module) -> RunSchema:
+def run_columns(task: str, outline: torch.nn.Module) -> Columns:
     """Returns what a super-batch must look like for a model, after a trial run that computes shapes only.
 
     Args:
@@ -102,29 +92,29 @@ def run_schema(task: str, outline: torch.nn.Module) -> RunSchema:
     import torch
 
     chosen = task_named(task)
-    schema = chosen.schema(outline)
+    columns = chosen.columns(outline)
     rows = 2
     features = {
         column.name: torch.from_numpy(np.empty((0, *column.shape), column.dtype)).new_empty(
             (rows, *column.shape), device="meta"
         )
-        for column in schema.columns
+        for column in columns
     }
     try:
         with torch.inference_mode():
             losses = chosen.loss(outline.eval(), features)
     except NotImplementedError:
-        return schema  # an operator that has no shape rule; the first real forward pass will tell
+        return columns  # an operator that has no shape rule; the first real forward pass will tell
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise InvalidRunError(
-            f"a {type(outline).__name__} with these settings cannot take {_described(schema)}: {error}"
+            f"a {type(outline).__name__} with these settings cannot take {_described(columns)}: {error}"
         ) from error
     if losses.shape != (rows,):
         raise InvalidRunError(
             f"a {type(outline).__name__} with these settings gives losses of shape {tuple(losses.shape)} "
             f"for {rows} examples; it must be one per example"
         )
-    return schema
+    return columns
 
 
 def _input_columns(module: torch.nn.Module) -> tuple[ColumnSpec, ...]:
@@ -136,5 +126,5 @@ def _input_columns(module: torch.nn.Module) -> tuple[ColumnSpec, ...]:
     return columns
 
 
-def _described(schema: RunSchema) -> str:
-    return ", ".join(f"{column.name} {column.element_type}{list(column.shape)}" for column in schema.columns)
+def _described(columns: Columns) -> str:
+    return ", ".join(f"{column.name} {column.element_type}{list(column.shape)}" for column in columns)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from preceptor.errors import InvalidRunError
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
-from preceptor_service.tasks import run_schema
+from preceptor_service.tasks import run_columns
 
 VIT: dict[str, Any] = {
     "model_type": "vit",
@@ -69,12 +69,12 @@ def test_a_trainers_own_state_dict_fits_and_gives_its_logits(registry: Architect
 def test_architectures_build_and_take_images_of_the_asked_size(registry: ArchitectureRegistry, model_type: str) -> None:
     settings = {"model_type": model_type, "image_size": 64, "num_classes": 7, "in_channels": 1}
 
-    schema = run_schema(
+    columns = run_columns(
         "classification", registry.outline("image_classifier", {**settings, **SMALL_SETTINGS[model_type]})
     )
 
-    assert [(column.name, column.shape) for column in schema.columns] == [("image", (1, 64, 64)), ("label", ())]
-    assert schema.num_classes == 7
+    assert [(column.name, column.shape) for column in columns] == [("image", (1, 64, 64)), ("label", ())]
+    assert columns[-1].below == 7
 
 
 def test_building_leaves_the_random_state_alone(registry: ArchitectureRegistry) -> None:
@@ -138,7 +138,7 @@ def test_settings_that_cannot_take_the_images_are_refused(registry: Architecture
     outline = registry.outline("image_classifier", {**VIT, "patch_size": 64})
 
     with pytest.raises(InvalidRunError, match=r"cannot take image uint8\[3, 32, 32\]"):
-        run_schema("classification", outline)
+        run_columns("classification", outline)
 
 
 def test_without_transformers_the_extra_is_named(

@@ -11,14 +11,15 @@ import torch
 from preceptor.errors import InvalidRunError
 from preceptor_service.columns import ColumnSpec
 from preceptor_service.models import ArchitectureRegistry
-from preceptor_service.tasks import RunSchema, run_schema, task_named
+from preceptor_service.tasks import run_columns, task_named
 
 
 def test_columns_of_a_classifier() -> None:
     outline = ArchitectureRegistry().outline("small_cnn", {"in_channels": 3, "image_size": 8, "num_classes": 10})
 
-    assert run_schema("classification", outline) == RunSchema(
-        (ColumnSpec("image", "uint8", (3, 8, 8)), ColumnSpec("label", "int64", below=10)), num_classes=10
+    assert run_columns("classification", outline) == (
+        ColumnSpec("image", "uint8", (3, 8, 8)),
+        ColumnSpec("label", "int64", below=10),
     )
 
 
@@ -30,14 +31,14 @@ def test_the_outermost_dimension_is_the_outermost_list() -> None:
 
 def test_an_unknown_task() -> None:
     with pytest.raises(InvalidRunError, match=r"task is 'translation'; choose one of \['classification'\]"):
-        run_schema("translation", torch.nn.Identity())
+        run_columns("translation", torch.nn.Identity())
 
 
 def test_a_model_of_another_kind() -> None:
     registry = ArchitectureRegistry({"own": "tests.models.architectures:no_classifier"})
 
     with pytest.raises(InvalidRunError, match="Linear has no num_classes"):
-        run_schema("classification", registry.outline("own", {}))
+        run_columns("classification", registry.outline("own", {}))
 
 
 class Logits(torch.nn.Module):
@@ -71,4 +72,4 @@ def test_a_model_whose_logits_are_not_per_example() -> None:
             return image.sum(0)
 
     with pytest.raises(InvalidRunError):
-        run_schema("classification", Flat().to("meta"))
+        run_columns("classification", Flat().to("meta"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import cache
 
 import numpy as np
@@ -21,7 +22,7 @@ ROWS, COUNT = 300, 40
 @cache
 def state(name: str) -> dict[str, torch.Tensor]:
     """The weights called `name`: "learner-1", "reference", … each different."""
-    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     module = ArchitectureRegistry().build("small_cnn", SETTINGS)
     return {key: torch.randn(value.shape, generator=generator) * 0.3 for key, value in module.state_dict().items()}
 
@@ -50,13 +51,16 @@ def _losses(name: str, number: int) -> list[float]:
     return small_cnn_losses(state(name), candidates["image"].astype(np.uint8), candidates["label"].astype(np.int64))
 
 
-def expected(spec: RunSpec, step: int, learner: str = "learner-1", rank: int = 0) -> list[int]:
-    """The naive answer."""
+def expected(
+    spec: RunSpec, step: int, learner: str = "learner-1", rank: int = 0, super_batch_of: int | None = None
+) -> list[int]:
+    """The naive answer to `super_batch(step)`, or to that of `super_batch_of`."""
+    number = (step if super_batch_of is None else super_batch_of) % DISTINCT
     return select(
         score=spec.score,
         selector=spec.selector,
-        learner_losses=_losses(learner, step % DISTINCT),
-        reference_losses=_losses("reference", step % DISTINCT),
+        learner_losses=_losses(learner, number),
+        reference_losses=_losses("reference", number),
         count=COUNT,
         temperature=spec.temperature,
         key=(spec.seed, spec.run_id, step, rank),

@@ -56,7 +56,7 @@ def run(active: ActiveRun) -> run_pb2.Run:
         create_time=_timestamp(active.record.create_time_s),
         columns=[
             run_pb2.Column(name=column.name, element_type=column.element_type, shape=column.shape)
-            for column in active.schema.columns
+            for column in active.columns
         ],
         micro_batch_rows=active.micro_batch_rows,
         learner_version=learner.version if learner else None,

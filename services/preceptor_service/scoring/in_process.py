@@ -55,10 +55,6 @@ class InProcessPool:
             return LoadReport(loaded=0, asked=1)
         return LoadReport(loaded=1, asked=1)
 
-    async def replica_count(self) -> int:
-        """Returns 1, or 0 once closed."""
-        return 0 if self._is_closed else 1
-
     async def close(self) -> None:
         """Waits for the work under way, for at most half a minute, and drops what was queued. Safe to repeat."""
         self._is_closed = True

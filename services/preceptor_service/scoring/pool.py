@@ -49,7 +49,7 @@ class MicroBatch:
     """Rows of one forward pass.
 
     Attributes:
-        columns: name → array whose first dimension is the run's `micro_batch_rows`, read-only.
+        columns: name → array `[rows, ...]`, read-only; rows is at most the run's `micro_batch_rows`.
         row_count: how many of those rows are candidates; the rest repeats the last one as padding.
     """
 
@@ -105,10 +105,6 @@ class ScorerPool(Protocol):
 
         Scoring goes on meanwhile. A hint: a scorer that was not there loads on demand.
         """
-        ...
-
-    async def replica_count(self) -> int:
-        """Returns how many scorers answer now."""
         ...
 
     async def close(self) -> None:

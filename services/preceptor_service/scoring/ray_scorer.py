@@ -14,7 +14,7 @@ from preceptor_service.run_models import committed_models
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.in_process import InProcessPool
-from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ScoringModels
+from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ModelRef, ScoringModels
 from preceptor_service.weight_store import WeightStore
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class Scorer:
             threads=config.scorer.threads_or_default,
             model_bytes=config.scorer.model_bytes,
         )
+        self._engine = engine
         self._pool = InProcessPool(engine)
         _load_committed(engine, RunStore(config.weights.path), weight_store, config.scorer.model_bytes)
 
@@ -46,6 +47,10 @@ class Scorer:
     async def load(self, models: ScoringModels) -> LoadReport:
         """Loads `models` beside what is held; scoring goes on. Reports for this replica alone."""
         return await self._pool.load(models)
+
+    def loaded(self) -> tuple[ModelRef, ...]:
+        """Returns the models held now, least recently used first."""
+        return self._engine.loaded()
 
 
 def scorer_deployment(config: ServiceConfig, num_gpus: float) -> serve.Deployment:

@@ -357,8 +357,8 @@ class Run(google.protobuf.message.Message):
     FALLBACKS_FIELD_NUMBER: builtins.int
     FAILURES_FIELD_NUMBER: builtins.int
     micro_batch_rows: builtins.int
-    """Rows of one forward pass on a scorer; fixed at creation, so that losses do
-    not depend on which gateway answers.
+    """Most rows of one forward pass on a scorer; fixed at creation, so that
+    losses do not depend on which gateway answers.
     """
     learner_version: builtins.int
     """Latest committed learner version; absent before the first push."""

@@ -1,0 +1,89 @@
+"""A scorer that dies costs a rescored micro-batch, not an answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from preceptor import SelectionClient
+from preceptor_service.app import RunningService
+from tests.processes import pids_titled
+from tests.ray.candidates import COUNT, expected, ready_run, spec, state, super_batch
+
+pytestmark = pytest.mark.ray
+
+SCORERS = "ray::ServeReplica:mortal:Scorer"
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 90) -> None:
+    """Waits for `condition`, looking ten times a second."""
+    pause = threading.Event()
+    for _ in range(int(timeout_s * 10)):
+        if condition():
+            return
+        pause.wait(0.1)
+    pytest.fail(f"{what} did not happen within {timeout_s} s")
+
+
+def test_a_scorer_killed_in_the_middle_changes_no_answer_and_raises_nothing(two_replicas: RunningService) -> None:
+    settings = spec("killed")
+    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}") as client:
+        run = ready_run(client, settings)
+        wait_until(lambda: len(pids_titled(SCORERS)) == 2, "two scorers")
+        answers = [run.submit(super_batch(step), COUNT, step=step) for step in range(60)]
+        answers[3].result(60)
+        os.kill(min(pids_titled(SCORERS)), signal.SIGKILL)
+        selections = [answer.result(60) for answer in answers]
+        for step, selection in enumerate(selections):
+            assert selection.indices.tolist() == expected(settings, step)
+            assert not selection.is_fallback
+        assert sum(selection.timings.rescored_micro_batches for selection in selections) >= 1
+
+
+def test_a_restarted_scorer_is_asked_to_load_the_next_push(two_replicas: RunningService) -> None:
+    settings = spec("restarted")
+    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}") as client:
+        run = ready_run(client, settings)
+        wait_until(lambda: len(pids_titled(SCORERS)) == 2, "two scorers")
+        os.kill(max(pids_titled(SCORERS)), signal.SIGKILL)
+        steps = iter(range(1, 10_000))
+        wait_until(
+            lambda: run.push_weights(state("learner-2"), step=next(steps)).replicas_loaded == 2, "a push to two scorers"
+        )
+        selection = run.select(super_batch(5), COUNT, step=20_000)
+        assert selection.indices.tolist() == expected(settings, 20_000, learner="learner-2", super_batch_of=5)
+
+
+def test_every_answer_names_one_version_that_never_goes_back_under_continuous_pushes(
+    two_replicas: RunningService,
+) -> None:
+    settings = spec("pushed")
+    stop = threading.Event()
+    pushed: list[int] = []
+    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}") as client:
+        run = ready_run(client, settings)
+
+        def push() -> None:
+            while not stop.is_set():
+                version = len(pushed) + 2
+                pushed.append(run.push_weights(state(f"learner-{version}"), step=version).version)
+
+        pusher = threading.Thread(target=push)
+        pusher.start()
+        try:
+            answers = [run.submit(super_batch(step), COUNT, step=step) for step in range(120)]
+            selections = [answer.result(60) for answer in answers]
+        finally:
+            stop.set()
+            pusher.join(60)
+        versions = [selection.learner_version for selection in selections]
+        assert versions == sorted(versions, key=lambda version: version or 0)
+        assert len(set(versions)) > 1
+        for step, selection in enumerate(selections):
+            learner = f"learner-{selection.learner_version}"
+            assert selection.indices.tolist() == expected(settings, step, learner=learner)
+            assert selection.learner_step == (selection.learner_version if selection.learner_version != 1 else 0)
