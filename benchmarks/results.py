@@ -92,8 +92,8 @@ def markdown(results: Iterable[Result]) -> str:
     for result in results:
         machine = result.hardware
         lines.append(
-            f"* {result.benchmark}: `{result.command}` at `{result.commit[:12]}{result.commit[40:]}`, {result.taken_at}, "
-            f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB"
+            f"* {result.benchmark}: `{result.command}` at `{result.commit[:12]}{result.commit[40:]}`, "
+            f"{result.taken_at}, {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB"
         )
     return "\n".join(lines)
 

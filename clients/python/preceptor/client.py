@@ -17,6 +17,7 @@ from preceptor.errors import DeadlineExceededError
 from preceptor.runs import RunSpec, spec_to_proto
 from preceptor.stream import SelectStream
 from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
+from preceptor.wire import with_chunk
 
 # The stream settles every future at its deadline; waiting for one a little longer only guards against its failing to.
 _GRACE_S = 5.0
@@ -301,4 +302,4 @@ def _score_requests(header: selection_pb2.ScoreHeader, body: memoryview) -> Iter
     yield selection_pb2.ScoreRequest(header=header)
     for offset in range(0, len(body), CHUNK_BYTES):
         data = bytes(body[offset : offset + CHUNK_BYTES])
-        yield selection_pb2.ScoreRequest(chunk=selection_pb2.Chunk(offset=offset, data=data))
+        yield with_chunk(selection_pb2.ScoreRequest(), offset, data)

@@ -36,6 +36,7 @@ from preceptor.errors import (
 )
 from preceptor.in_flight import Attempt, Offer, Settlements, StepKey
 from preceptor.v1 import selection_pb2
+from preceptor.wire import with_chunk
 
 OPEN_TIMEOUT_S = 10.0
 """How long a gateway may take to answer SelectOpen before the stream is opened anew."""
@@ -299,8 +300,7 @@ class SelectStream:
                 size = self._take_credit(attempt, len(body), offset)
                 if size == 0:
                     return
-                chunk = selection_pb2.Chunk(offset=offset, data=bytes(body[offset : offset + size]))
-                yield selection_pb2.SelectRequest(chunk=chunk)
+                yield with_chunk(selection_pb2.SelectRequest(), offset, bytes(body[offset : offset + size]))
                 offset += size
 
     def _next_offer(self, attempt: Attempt) -> Offer | None:

@@ -23,7 +23,8 @@ from preceptor.answers import PushedWeights
 from preceptor.channel import CHUNK_BYTES, Connection, RpcFailure, backoff_s
 from preceptor.decoding import pushed_from_proto
 from preceptor.errors import DeadlineExceededError, UnavailableError
-from preceptor.v1 import selection_pb2, weights_pb2
+from preceptor.v1 import weights_pb2
+from preceptor.wire import with_chunk
 
 _DTYPES = {
     "bool": "BOOL",
@@ -159,7 +160,7 @@ def _requests(header: weights_pb2.PushHeader, file: SafetensorsFile) -> Iterator
     sha256 = hashlib.sha256()
     for offset, data in file.chunks():
         sha256.update(data)
-        yield weights_pb2.PushWeightsRequest(chunk=selection_pb2.Chunk(offset=offset, data=data))
+        yield with_chunk(weights_pb2.PushWeightsRequest(), offset, data)
     yield weights_pb2.PushWeightsRequest(commit=weights_pb2.PushCommit(sha256=sha256.digest()))
 
 
@@ -197,7 +198,7 @@ def _bytes_of(value: Any) -> memoryview:
         if carrier is not None:
             # The caller holds a tensor, so torch is loaded; this module must not be what loads it.
             torch = sys.modules[type(tensor.dtype).__module__]
-            tensor = tensor.contiguous().view(getattr(torch, carrier[1]))
+            tensor = tensor.view(getattr(torch, carrier[1]))
         value = tensor.numpy()
     array = np.asarray(value)
     little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
@@ -16,6 +17,10 @@ from preceptor.v1 import selection_pb2, weights_pb2
 
 MESSAGE_OVERHEAD_BYTES = 64 * 1024
 """Room for the fields around `Chunk.data` when a message size limit is derived from a chunk size."""
+
+ChunkedT = TypeVar(
+    "ChunkedT", selection_pb2.SelectRequest, selection_pb2.ScoreRequest, weights_pb2.PushWeightsRequest
+)
 
 SERVICES: tuple[ServiceDescriptor, ...] = (
     selection_pb2.DESCRIPTOR.services_by_name["SelectionService"],
@@ -56,3 +61,13 @@ def methods() -> Iterator[Method]:
     for service in SERVICES:
         for method in service.methods:
             yield _method(service, method)
+
+
+def with_chunk(request: ChunkedT, offset: int, data: bytes) -> ChunkedT:
+    """Returns `request`, empty so far, carrying a chunk. Copies `data` once.
+
+    Passing a finished `Chunk` to the constructor would serialise and parse it: 1.6 ms per megabyte.
+    """
+    request.chunk.offset = offset
+    request.chunk.data = data
+    return request

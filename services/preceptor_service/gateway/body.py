@@ -60,24 +60,26 @@ class ChunkOrder:
         """Whether every byte has arrived."""
         return self.received_bytes == self.total_bytes
 
-    def accept(self, chunk: selection_pb2.Chunk) -> None:
-        """Counts `chunk`.
+    def accept(self, chunk: selection_pb2.Chunk) -> bytes:
+        """Counts `chunk` and returns its bytes.
 
         Raises:
             InvalidMessageError: it is empty, not the next one, or more than was announced.
         """
-        if not chunk.data:
+        data = chunk.data  # each look at a bytes field copies it
+        if not data:
             raise InvalidMessageError(f"the chunk at offset {chunk.offset} is empty; send at least one byte")
         if chunk.offset != self.received_bytes:
             raise InvalidMessageError(
                 f"a chunk has offset {chunk.offset}, {self.received_bytes} was next; send chunks in order"
             )
-        if chunk.offset + len(chunk.data) > self.total_bytes:
+        if chunk.offset + len(data) > self.total_bytes:
             raise InvalidMessageError(
-                f"the chunk at offset {chunk.offset} ends at {chunk.offset + len(chunk.data)}, "
+                f"the chunk at offset {chunk.offset} ends at {chunk.offset + len(data)}, "
                 f"{self.total_bytes} bytes were announced"
             )
-        self.received_bytes += len(chunk.data)
+        self.received_bytes += len(data)
+        return data
 
 
 class Body:
@@ -85,20 +87,29 @@ class Body:
 
     def __init__(self, total_bytes: int) -> None:
         self._order = ChunkOrder(total_bytes)
-        self._bytes: NDArray[np.uint8] = np.empty(total_bytes, np.uint8)
+        self._bytes: NDArray[np.uint8] | None = None
 
     @property
     def is_complete(self) -> bool:
         """Whether every byte has arrived."""
         return self._order.is_complete
 
-    def accept(self, chunk: selection_pb2.Chunk) -> None:
-        """Copies `chunk` to its place; raises `InvalidMessageError` as `ChunkOrder.accept`."""
-        self._order.accept(chunk)
-        self._bytes[chunk.offset : self._order.received_bytes] = np.frombuffer(chunk.data, np.uint8)
+    def accept(self, chunk: selection_pb2.Chunk) -> int:
+        """Puts `chunk` to its place and returns its size; raises `InvalidMessageError` as `ChunkOrder.accept`."""
+        start = self._order.received_bytes
+        data = np.frombuffer(self._order.accept(chunk), np.uint8)
+        if len(data) == self._order.total_bytes:
+            self._bytes = data
+            return len(data)
+        if self._bytes is None:
+            self._bytes = np.empty(self._order.total_bytes, np.uint8)
+        self._bytes[start : start + len(data)] = data
+        return len(data)
 
     def read(self) -> NDArray[np.uint8]:
         """Returns the bytes, read-only."""
+        if self._bytes is None:
+            return np.empty(0, np.uint8)
         self._bytes.flags.writeable = False
         return self._bytes
 

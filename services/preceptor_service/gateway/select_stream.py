@@ -134,9 +134,9 @@ class SelectStream:
         return _Arriving(header, Body(header.body_bytes))
 
     def _receive(self, arriving: _Arriving, chunk: selection_pb2.Chunk) -> None:
-        arriving.body.accept(chunk)
-        self._unanswered_bytes += len(chunk.data)
-        self._metrics.in_flight_bytes.inc(len(chunk.data))
+        received_bytes = arriving.body.accept(chunk)
+        self._unanswered_bytes += received_bytes
+        self._metrics.in_flight_bytes.inc(received_bytes)
         if self._unanswered_bytes > self._config.window_bytes:
             raise InvalidMessageError(
                 f"{self._unanswered_bytes} bytes are unanswered, the window is {self._config.window_bytes}; "

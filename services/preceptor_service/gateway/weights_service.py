@@ -93,8 +93,7 @@ class WeightsService:
                 )
             if kind != "chunk":
                 raise InvalidMessageError("something other than a Chunk came inside the weights")
-            order.accept(request.chunk)
-            await asyncio.to_thread(staged.write, request.chunk.data)
+            await asyncio.to_thread(staged.write, order.accept(request.chunk))
         last = await next_message(requests)
         if last.WhichOneof("kind") != "commit":
             raise InvalidMessageError("the weights do not end with PushCommit; send it last")
