@@ -155,6 +155,8 @@ def test_unanswered_bytes_never_exceed_the_window(narrow: FakeService, narrow_ru
             # A body and as many chunks of the next one as fit; then the client has to stop.
             fill = BODY_BYTES + (narrow.window_bytes - BODY_BYTES) // 100 * 100
             narrow.wait_for("the window is full", partial(has_unanswered, stream, fill))
+            # A round trip, in which a client that minds no window would go on sending.
+            narrow_run.status()
         assert len(narrow.received) == count
         stream.answer(narrow.received[-1])
     trainer.join(WAIT_S)

@@ -340,20 +340,24 @@ def drawn_labels_after(loader: SelectingLoader) -> list[list[int]]:
     return drawn_labels(loader)
 
 
-def test_a_failed_selection_is_raised_and_the_epoch_can_be_resumed(service: FakeService, run: Run) -> None:
-    def refuse_step_2(stream: Stream, received: Received) -> None:
-        if received.header.step == 2:
+@pytest.mark.parametrize("make", [pairs, StatefulLoader], ids=["plain", "stateful"])
+@pytest.mark.parametrize("refused_step", [0, 2])
+def test_a_failed_selection_is_raised_and_the_epoch_can_be_resumed(
+    service: FakeService, run: Run, make: Callable[[int], Any], refused_step: int
+) -> None:
+    def refuse_one_step(stream: Stream, received: Received) -> None:
+        if received.header.step == refused_step:
             stream.fail(received, "INVALID_ARGUMENT", "SUPER_BATCH_INVALID", "label 99 is outside of 10 classes")
         else:
             draw(stream, received)
 
-    expected = drawn_labels(SelectingLoader(pairs(), run, SUB))
-    service.on_super_batch = refuse_step_2
-    loader = SelectingLoader(pairs(), run, SUB)
+    expected = drawn_labels(SelectingLoader(make(5), run, SUB))
+    service.on_super_batch = refuse_one_step
+    loader = SelectingLoader(make(5), run, SUB)
     seen: list[list[int]] = []
     with pytest.raises(InvalidSuperBatchError, match="label 99"):
         seen.extend(label.tolist() for _, label in loader)
-    assert seen == expected[:2]
+    assert seen == expected[:refused_step]
     service.on_super_batch = draw
     assert seen + drawn_labels_after(loader) == expected
 
