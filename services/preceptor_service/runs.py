@@ -158,14 +158,18 @@ class RunRegistry:
             RunNotFoundError: there is no such run.
         """
         run = self._active.get(run_id)
-        if run is None:
-            if not RUN_ID.fullmatch(run_id):
-                raise RunNotFoundError(f"there is no run {run_id[:64]!r}; a run id matches {RUN_ID.pattern}")
-            record = await asyncio.to_thread(self._run_store.read, run_id)
-            columns = await asyncio.to_thread(self._checked, record.spec)
-            run = await self._activate(record, columns)
-        await self._refresh(run)
-        return run
+        if run is not None:
+            try:
+                await self._refresh(run)
+            except RunNotFoundError:
+                pass  # deleted through another gateway, perhaps made anew
+            else:
+                return run
+        if not RUN_ID.fullmatch(run_id):
+            raise RunNotFoundError(f"there is no run {run_id[:64]!r}; a run id matches {RUN_ID.pattern}")
+        record = await asyncio.to_thread(self._run_store.read, run_id)
+        columns = await asyncio.to_thread(self._checked, record.spec)
+        return await self._activate(record, columns)
 
     async def list(self) -> list[ActiveRun]:
         """Returns all runs by run id; a run whose record is damaged or disappears is left out."""
@@ -259,6 +263,7 @@ class RunRegistry:
         run.refreshed_at = now
         record, head, reference = await asyncio.to_thread(self._read_heads, run.run_id)
         if record != run.record:
+            run.refreshed_at = -math.inf
             self._forget(run.run_id)
             raise RunNotFoundError(f"run {run.run_id!r} was deleted; create it again")
         run.reference = run.reference or reference
