@@ -25,8 +25,8 @@ class GatewayReplica:
 
     async def __init__(self, settings: dict[str, Any], scorers: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
         """Args:
-            settings: a `ServiceConfig` as plain values.
-            scorers: handle of the `Scorer` deployment.
+        settings: a `ServiceConfig` as plain values.
+        scorers: handle of the `Scorer` deployment.
         """
         config = parse_config(settings)
         gateway = Gateway(
