@@ -20,10 +20,10 @@ from preceptor.runs import RunSpec
 from preceptor_service.config import ServiceConfig
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
-from preceptor_service.run_models import architecture_of, scoring_models
 from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.scores import SCORE_RULES, ScoreRule
 from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels
+from preceptor_service.scoring.run_models import architecture_of, scoring_models
 from preceptor_service.selectors import SELECTORS, Selector
 from preceptor_service.spec_checks import RUN_ID, check_spec
 from preceptor_service.tasks import Columns, run_columns

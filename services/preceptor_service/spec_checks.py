@@ -60,4 +60,3 @@ def _check_model_config(config: Mapping[str, ConfigValue]) -> None:
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise InvalidRunError(f"{name} is {value}; choose from {low:g} to {high:g}")
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,16 @@ def test_no_file_gives_the_defaults() -> None:
 
 def test_the_annotated_defaults_load_into_the_defaults_and_lie_in_deploy(tmp_path: Path, repository: Path) -> None:
     assert load_config(written(tmp_path, default_yaml())) == ServiceConfig()
-    assert (repository / "deploy" / "config.yaml").read_text() == default_yaml(), "run: preceptor config > deploy/config.yaml"
+    assert (repository / "deploy" / "config.yaml").read_text() == default_yaml(), (
+        "run: preceptor config > deploy/config.yaml"
+    )
 
 
 def test_every_setting_has_a_meaning() -> None:
     lines = default_yaml().splitlines()
     bare = [
         line
-        for before, line in zip(lines, lines[1:], strict=False)
+        for before, line in itertools.pairwise(lines)
         if line.strip() and not line.lstrip().startswith("#") and not before.lstrip().startswith("#")
     ]
     assert bare == []
@@ -64,7 +67,7 @@ def test_a_wrong_setting_is_named_with_value_and_limit(tmp_path: Path, text: str
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read .*nowhere.yaml"):
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")
 
 

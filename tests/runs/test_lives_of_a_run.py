@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from preceptor import SelectionClient
+from preceptor import Run, SelectionClient
 from preceptor.errors import InvalidWeightsError, RunNotFoundError, WeightsMissingError, WeightsNotFoundError
 from tests.ray.candidates import COUNT, SETTINGS, expected, ready_run, spec, state, super_batch
 from tests.ray.conftest import start
@@ -40,10 +42,15 @@ def test_a_run_made_anew_through_one_gateway_is_not_answered_from_its_former_lif
     new = spec("phoenix", temperature=0.2)
     ready_run(here, new).push_weights(state("learner-2"), step=5)
     with pytest.raises(RunNotFoundError, match="was deleted"):
-        for step in range(2, 100_000):
-            before.select(super_batch(1), COUNT, step=step)
+        select_for_ever(before)
     selection = there.get_run("phoenix").select(super_batch(1), COUNT, step=1)
     assert selection.indices.tolist() == expected(new, 1, learner="learner-2")
+
+
+def select_for_ever(run: Run) -> NoReturn:
+    for step in itertools.count(2):
+        run.select(super_batch(1), COUNT, step=step)
+    raise AssertionError("counting ended")
 
 
 def test_weights_of_a_former_life_do_not_come_back(gateways: Clients) -> None:

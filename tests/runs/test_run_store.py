@@ -70,7 +70,9 @@ def test_a_deleted_run_is_not_found(tmp_path: Path) -> None:
         store.delete("full")
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"spec": {"runId": 3}, "create_time_s": 1, "micro_batch_rows": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[1]", '{"spec": {"runId": 3}, "create_time_s": 1, "micro_batch_rows": 1}']
+)
 def test_a_damaged_record_is_an_error_that_names_the_run(tmp_path: Path, content: str) -> None:
     store = RunStore(tmp_path)
     store.create(record())

@@ -18,7 +18,15 @@ _MIN_CLIENT_PING_MS = 5_000
 
 
 class GatewayServer:
-    """Serves trainers on one event loop until it is drained."""
+    """Serves trainers on one event loop until it is drained.
+
+    Args:
+        selection: answers trainers.
+        weights: takes weights.
+        config: address and limits.
+        metrics: counts errors.
+        shares_port: whether a replacement may listen on the same port while this one drains.
+    """
 
     def __init__(
         self,
@@ -28,13 +36,6 @@ class GatewayServer:
         metrics: GatewayMetrics,
         shares_port: bool,
     ) -> None:
-        """Args:
-        selection: answers trainers.
-        weights: takes weights.
-        config: address and limits.
-        metrics: counts errors.
-        shares_port: whether a replacement may listen on the same port while this one drains.
-        """
         self._selection = selection
         self._config = config
         self._health = health.aio.HealthServicer()
