@@ -114,6 +114,14 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0
         pause.wait(0.01)
 
 
+def target_of(service: RunningService) -> str:
+    return f"127.0.0.1:{service.ports.grpc}"
+
+
+def metrics_of(service: RunningService) -> Metrics:
+    return Metrics(f"http://127.0.0.1:{service.ports.metrics}/metrics")
+
+
 class Store:
     """The directory of the session's service."""
 
@@ -139,10 +147,10 @@ def service(service_store: Store) -> Iterator[RunningService]:
 
 @pytest.fixture(scope="session")
 def target(service: RunningService) -> str:
-    return f"127.0.0.1:{service.ports.grpc}"
+    return target_of(service)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def client(target: str) -> Iterator[SelectionClient]:
     with SelectionClient(target, timeout_s=20.0) as client:
         yield client
@@ -150,12 +158,13 @@ def client(target: str) -> Iterator[SelectionClient]:
 
 @pytest.fixture(scope="session")
 def metrics(service: RunningService) -> Metrics:
-    return Metrics(f"http://127.0.0.1:{service.ports.metrics}/metrics")
+    return metrics_of(service)
 
 
 @pytest.fixture(scope="session")
-def control(client: SelectionClient) -> Control:
-    return Control(client)
+def control(target: str) -> Iterator[Control]:
+    with SelectionClient(target, timeout_s=20.0) as client:
+        yield Control(client)
 
 
 @pytest.fixture

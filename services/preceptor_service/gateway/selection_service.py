@@ -69,7 +69,6 @@ class SelectionService:
     ) -> selection_pb2.DeleteRunResponse:
         """Deletes a run and its weights."""
         await self._runs.delete(request.run_id)
-        self._metrics.forget_run(request.run_id)
         return selection_pb2.DeleteRunResponse()
 
     async def select(self, requests: AsyncIterator[selection_pb2.SelectRequest], context: Context) -> None:
