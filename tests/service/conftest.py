@@ -128,9 +128,11 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def uploads(self) -> int:
+        return len(list((self.path / "staging").iterdir()))
+
     def wait_for_uploads(self, count: int) -> None:
-        staging = self.path / "staging"
-        wait_until(lambda: len(list(staging.iterdir())) == count, f"{count} uploads are under way")
+        wait_until(lambda: self.uploads() == count, f"{count} uploads are under way")
 
 
 @pytest.fixture(scope="session")

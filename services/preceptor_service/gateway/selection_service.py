@@ -29,6 +29,8 @@ from preceptor_service.runs import RunRegistry
 
 Context: TypeAlias = grpc.aio.ServicerContext
 
+_DRAINING = "this gateway is going away; connect again"
+
 
 class SelectionService:
     """Answers trainers; see `proto/preceptor/v1/selection.proto` for what each call promises."""
@@ -74,13 +76,13 @@ class SelectionService:
     async def select(self, requests: AsyncIterator[selection_pb2.SelectRequest], context: Context) -> None:
         """Serves one stream of super-batches."""
         if self._draining.is_set():
-            raise GatewayDrainingError("this gateway is going away; connect again")
+            raise GatewayDrainingError(_DRAINING)
         if self._streams >= self._config.max_streams:
             raise OverloadedError(f"{self._streams} Select streams are open, the limit; try again later")
         self._streams += 1
         self._metrics.streams.inc()
         try:
-            first = await next_message(requests)
+            first = await self._first_message(requests)
             if first.WhichOneof("kind") != "open":
                 raise InvalidMessageError("the stream does not start with SelectOpen; send it first")
             run = await self._runs.get(first.open.run_id)
@@ -91,6 +93,17 @@ class SelectionService:
         finally:
             self._streams -= 1
             self._metrics.streams.dec()
+
+    async def _first_message(self, requests: AsyncIterator[selection_pb2.SelectRequest]) -> selection_pb2.SelectRequest:
+        first, drain = asyncio.create_task(next_message(requests)), asyncio.create_task(self._draining.wait())
+        try:
+            await asyncio.wait({first, drain}, return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                raise GatewayDrainingError(_DRAINING)
+            return first.result()
+        finally:
+            first.cancel()
+            drain.cancel()
 
     async def score(
         self, requests: AsyncIterator[selection_pb2.ScoreRequest], context: Context
