@@ -11,7 +11,7 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import closing
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from preceptor_service.config import ConfigError, ServiceConfig
 from preceptor_service.gateway.gateway import Gateway, Ports
@@ -20,6 +20,7 @@ from preceptor_service.ray_cluster import RayCluster
 T = TypeVar("T")
 
 _START_TIMEOUT_S = 120.0
+_STOP_MARGIN_S = 15.0
 
 
 class RunningService(Protocol):
@@ -109,6 +110,8 @@ class RayService:
         if config.metrics.enabled:
             _require_free_port(config.metrics.host, config.metrics.port, "--metrics-port")
         self._name = config.name
+        self._drain_timeout_s = config.gateway.drain_s + _STOP_MARGIN_S
+        self._gateways: Any = None
         self._cluster: RayCluster | None = RayCluster()
         # Only now: Ray reads the settings that RayCluster makes once, when it is imported.
         from ray import serve
@@ -123,8 +126,8 @@ class RayService:
                 num_gpus = 1.0 if self._cluster.has_gpu else 0.0
             scorers = scorer_deployment(config, num_gpus).bind(settings)
             app = gateway_deployment(config).bind(settings, scorers)
-            handle = serve.run(app, name=self._name, route_prefix=None)
-            self.ports: Ports = handle.ports.remote().result(timeout_s=_START_TIMEOUT_S)
+            self._gateways = serve.run(app, name=self._name, route_prefix=None)
+            self.ports: Ports = self._gateways.ports.remote().result(timeout_s=_START_TIMEOUT_S)
         except BaseException:
             self.stop()
             raise
@@ -136,6 +139,10 @@ class RayService:
         from ray import serve
 
         cluster, self._cluster = self._cluster, None
+        if self._gateways is not None:
+            # First the gateways: Serve ends all deployments at once, and they need scorers to finish.
+            drained = self._gateways.broadcast("drain")
+            drained.results(timeout_s=self._drain_timeout_s, return_exceptions=True)
         serve.delete(self._name)
         cluster.stop()
 
