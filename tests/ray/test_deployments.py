@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from preceptor_service.config import parse_config
@@ -11,29 +9,12 @@ from preceptor_service.gateway.deployment import gateway_deployment
 from preceptor_service.scoring.ray_scorer import scorer_deployment
 
 
-def options(settings: dict[str, Any], num_gpus: float = 0) -> dict[str, Any]:
-    """The scorer deployment of `settings`, as Serve's own schema reads it."""
-    return _options_of(scorer_deployment(parse_config({"scorer": settings}), num_gpus))
-
-
-def _options_of(deployment: Any) -> dict[str, Any]:
-    from ray.serve.schema import DeploymentSchema
-
-    found: dict[str, Any] = DeploymentSchema(
-        name=deployment.name,
-        num_replicas=deployment.num_replicas,
-        max_ongoing_requests=deployment.max_ongoing_requests,
-        ray_actor_options=deployment.ray_actor_options,
-    ).model_dump()
-    return found
-
-
 def test_scorers_are_a_fixed_number_with_the_configured_share_of_a_machine() -> None:
-    found = options({"replicas": 3, "num_cpus": 2, "max_ongoing": 7}, num_gpus=0.5)
-    assert found["num_replicas"] == 3
-    assert found["max_ongoing_requests"] == 7
-    assert found["ray_actor_options"]["num_cpus"] == 2
-    assert found["ray_actor_options"]["num_gpus"] == 0.5
+    settings = parse_config({"scorer": {"replicas": 3, "num_cpus": 2, "max_ongoing": 7}})
+    deployment = scorer_deployment(settings, num_gpus=0.5)
+    assert deployment.num_replicas == 3
+    assert deployment.max_ongoing_requests == 7
+    assert deployment.ray_actor_options == {"num_cpus": 2, "num_gpus": 0.5}
 
 
 def test_scorers_scale_between_the_configured_bounds() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from preceptor import SelectionClient
-from preceptor.errors import UnavailableError
+from preceptor.errors import ClosedError
 from preceptor_service.ray_cluster import RayCluster
 from tests.processes import pids_titled
 from tests.ray.candidates import COUNT, expected, ready_run, spec, super_batch
@@ -22,23 +22,22 @@ def test_a_service_that_stops_answers_what_it_accepted_and_ends_its_replicas(
 ) -> None:
     service = start("one-replica", tmp_path, name="stopping")
     settings = spec("stopped")
-    answered, refused = 0, 0
     try:
-        with SelectionClient(f"127.0.0.1:{service.ports.grpc}", timeout_s=8) as client:
+        with SelectionClient(f"127.0.0.1:{service.ports.grpc}", timeout_s=240) as client:
             run = ready_run(client, settings)
             answers = [run.submit(super_batch(step), COUNT, step=step) for step in range(200)]
-            answers[5].result(30)
+            answers[5].result(60)
             stopper = threading.Thread(target=service.stop)
             stopper.start()
-            for step, answer in enumerate(answers):
-                try:
-                    assert answer.result(40).indices.tolist() == expected(settings, step)
-                    assert refused == 0, "an answer came after a refusal"
-                    answered += 1
-                except UnavailableError:
-                    refused += 1
-            stopper.join(60)
+            stopper.join(120)
+            assert not stopper.is_alive()
     finally:
         service.stop()
+    failures = [answer.exception(0) for answer in answers]
+    answered = failures.count(None)
+    assert failures[:answered] == [None] * answered, "an answer came after a refusal"
+    assert all(isinstance(failure, ClosedError) for failure in failures[answered:])
+    for step in range(answered):
+        assert answers[step].result(0).indices.tolist() == expected(settings, step)
     assert answered >= 6
     assert not pids_titled("ray::ServeReplica:stopping:")
