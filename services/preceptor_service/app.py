@@ -6,6 +6,7 @@ The only place that decides what runs where. Called by the command line, the dem
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Coroutine
@@ -40,10 +41,12 @@ def start_service(config: ServiceConfig) -> RunningService:
     """Starts the service and returns once it answers.
 
     Raises:
-        ConfigError: a port is taken, or a setting does not work here.
+        ConfigError: a port is taken, or a setting does not work here; names the setting.
     """
     weights = config.weights.model_copy(update={"path": config.weights.path.expanduser().absolute()})
     config = config.model_copy(update={"weights": weights})
+    if config.pool == "in-process" or os.environ.get("RAY_ADDRESS", "local") == "local":
+        _check_here(config)
     return EmbeddedService(config) if config.pool == "in-process" else RayService(config)
 
 
@@ -81,13 +84,16 @@ class EmbeddedService:
         weight_store = WeightStore(config.weights.path, config.weights.keep_versions, config.weights.max_bytes)
         architectures = ArchitectureRegistry(config.architectures)
         scorer = config.scorer
-        engine = ScoringEngine(
-            weight_store,
-            architectures,
-            device=scorer.device,
-            threads=scorer.threads,
-            model_bytes=scorer.model_bytes,
-        )
+        try:
+            engine = ScoringEngine(
+                weight_store,
+                architectures,
+                device=scorer.device,
+                threads=scorer.threads,
+                model_bytes=scorer.model_bytes,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         gateway = Gateway(config, weight_store, architectures, InProcessPool(engine), shares_port=False)
         ports = await gateway.start()
         self._gateway = gateway
@@ -145,6 +151,23 @@ class RayService:
             drained.results(timeout_s=self._drain_timeout_s, return_exceptions=True)
         serve.delete(self._name)
         cluster.stop()
+
+
+def _check_here(config: ServiceConfig) -> None:
+    """Raises `ConfigError` for what would fail later, perhaps in another process."""
+    try:
+        config.weights.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"weights.path is {config.weights.path}, which cannot be used: {error.strerror}; choose another with --store"
+        ) from error
+    if config.architectures:
+        from preceptor_service.models import ArchitectureRegistry
+
+        try:
+            ArchitectureRegistry(config.architectures)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def _require_free_port(host: str, port: int, option: str) -> None:

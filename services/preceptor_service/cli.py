@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Preceptor: online data selection for people who train large models.",
 )
+_INTERRUPTED = 130
 console = Console()
 complaints = Console(stderr=True)
 
@@ -42,12 +43,17 @@ def serve(
     store: Annotated[Path | None, typer.Option(help="Directory of runs and weights.")] = None,
 ) -> None:
     """Start the service here and serve until Ctrl-C. No flag is needed."""
+    # While it starts, SIGTERM interrupts as Ctrl-C does, so that what was started is stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         settings = load_config(config, _overrides(pool, host, port, metrics_port, scorers, store))
         with console.status(f"starting ({settings.pool} pool) …"):
             service = start_service(settings)
     except ConfigError as error:
         raise _failed(str(error)) from error
+    except KeyboardInterrupt as interrupt:
+        console.print("stopped before it was ready")
+        raise typer.Exit(_INTERRUPTED) from interrupt
     stopping = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda *_: stopping.set())
@@ -86,8 +92,8 @@ def status(
                     before, since = runs, now
     except KeyboardInterrupt:
         return
-    except PreceptorError as error:
-        raise _failed(f"{target}: {error}") from error
+    except (PreceptorError, ValueError) as error:
+        raise _failed(str(error)) from error
 
 
 @app.command()
@@ -96,8 +102,8 @@ def runs(target: Target = "localhost:7600") -> None:
     try:
         with SelectionClient(target) as client:
             found = client.list_runs()
-    except PreceptorError as error:
-        raise _failed(f"{target}: {error}") from error
+    except (PreceptorError, ValueError) as error:
+        raise _failed(str(error)) from error
     table = Table(title=f"Runs at {target}")
     for name in ("run", "created", "task", "model", "score", "selector", "temperature", "seed", "reference"):
         table.add_column(name)
@@ -183,5 +189,5 @@ def _overrides(
 
 
 def _failed(message: str) -> typer.Exit:
-    complaints.print(f"preceptor: {message}", style="red", markup=False, highlight=False)
+    complaints.print(f"preceptor: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
     return typer.Exit(1)
