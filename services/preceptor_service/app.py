@@ -159,7 +159,8 @@ def _check_here(config: ServiceConfig) -> None:
         config.weights.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"weights.path is {config.weights.path}, which cannot be used: {error.strerror}; choose another with --store"
+            f"weights.path is {config.weights.path}, which cannot be used: "
+            f"{error.strerror}; choose another with --store"
         ) from error
     if config.architectures:
         from preceptor_service.models import ArchitectureRegistry
