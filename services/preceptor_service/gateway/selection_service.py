@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import grpc
@@ -44,6 +46,7 @@ class SelectionService:
         self._score_bodies = ByteBudget(config.window_bytes)
         self._draining = asyncio.Event()
         self._streams = 0
+        self._streams_of_run: Counter[str] = Counter()
 
     def drain(self) -> None:
         """Ends every Select stream as soon as what it accepted is answered, and refuses new ones."""
@@ -89,10 +92,24 @@ class SelectionService:
             stream = SelectStream(
                 run, first.open.observed_learner_version, self._pipeline, self._answers, self._config, self._metrics
             )
-            await stream.serve(requests, context, self._draining)
+            with self._one_stream_more(run.run_id):
+                await stream.serve(requests, context, self._draining)
         finally:
             self._streams -= 1
             self._metrics.streams.dec()
+
+    @contextmanager
+    def _one_stream_more(self, run_id: str) -> Iterator[None]:
+        open_streams, limit = self._streams_of_run[run_id], self._config.max_streams_per_run
+        if open_streams >= limit:
+            raise OverloadedError(f"run {run_id!r} has {open_streams} Select streams open, the limit; try again later")
+        self._streams_of_run[run_id] += 1
+        try:
+            yield
+        finally:
+            self._streams_of_run[run_id] -= 1
+            if not self._streams_of_run[run_id]:
+                del self._streams_of_run[run_id]
 
     async def _first_message(self, requests: AsyncIterator[selection_pb2.SelectRequest]) -> selection_pb2.SelectRequest:
         first, drain = asyncio.create_task(next_message(requests)), asyncio.create_task(self._draining.wait())
