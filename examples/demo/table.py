@@ -48,6 +48,7 @@ def footnotes(found: Comparison) -> str:
     """Returns what the rows count, and what speaks against reading too much into them."""
     recipe, share = found.recipe, found.online_flops_share
     notes = [
+        f"Updates until a test, every {recipe.evaluate_every}, first gave that accuracy; later ones may fall below it.",
         f"¹ FLOPs: learner forward and backward on {recipe.sub_batch_size}; online model ({share:.1%} of the learner) "
         f"trained on the same {recipe.sub_batch_size}; online model and reference ({share:.1%}) forward on "
         f"{recipe.super_batch_size}; the reference's own training, {recipe.reference_updates} updates.",

@@ -64,8 +64,8 @@ RECIPES = {
         learning_rate=1e-3, reference_learning_rate=3e-3, push_every=10, evaluate_every=10,
     ),
     "fashion-mnist": Recipe(
-        updates=800, reference_updates=800, super_batch_size=192, sub_batch_size=64, learner_width=64, online_width=16,
-        learning_rate=3e-3, reference_learning_rate=3e-3, push_every=10, evaluate_every=40,
+        updates=800, reference_updates=800, super_batch_size=320, sub_batch_size=64, learner_width=64, online_width=16,
+        learning_rate=1e-3, reference_learning_rate=3e-3, push_every=10, evaluate_every=40,
     ),
 }  # fmt: skip
 
