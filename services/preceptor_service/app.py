@@ -47,6 +47,9 @@ def start_service(config: ServiceConfig) -> RunningService:
     config = config.model_copy(update={"weights": weights})
     if config.pool == "in-process" or os.environ.get("RAY_ADDRESS", "local") == "local":
         _check_here(config)
+    _require_free_port(config.gateway.host, config.gateway.port, "--port")
+    if config.metrics.enabled:
+        _require_free_port(config.metrics.host, config.metrics.port, "--metrics-port")
     return EmbeddedService(config) if config.pool == "in-process" else RayService(config)
 
 
@@ -112,9 +115,6 @@ class RayService:
     """Gateways and scorers as Ray Serve deployments, on a Ray of its own or one that is there already."""
 
     def __init__(self, config: ServiceConfig) -> None:
-        _require_free_port(config.gateway.host, config.gateway.port, "--port")
-        if config.metrics.enabled:
-            _require_free_port(config.metrics.host, config.metrics.port, "--metrics-port")
         self._name = config.name
         self._drain_timeout_s = config.gateway.drain_s + _STOP_MARGIN_S
         self._gateways: Any = None
