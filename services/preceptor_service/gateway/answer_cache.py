@@ -83,5 +83,5 @@ class AnswerCache:
             if used is not None and used[0] != identity:
                 raise StepExistsError(
                     f"step {key.step} of rank {key.rank} in run {key.run_id!r} was used for other candidates; "
-                    "continue at a later step, or use a new run"
+                    "continue at a later step, resume the loader's state_dict, or use a new run"
                 )
