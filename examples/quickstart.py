@@ -14,23 +14,32 @@ from preceptor_service.models import ArchitectureRegistry
 
 target, run_id = os.environ.get("PRECEPTOR_TARGET", "localhost:7600"), f"quickstart-{uuid.uuid4().hex[:8]}"
 config = {"in_channels": 1, "image_size": 8, "num_classes": 10, "width": 16}
-learner = ArchitectureRegistry().build("small_cnn", config)
-optimiser = torch.optim.AdamW(learner.parameters(), lr=3e-3)
 digits = load_digits()
 images, labels = torch.tensor(digits.images * (255 / 16)).byte().unsqueeze(1), torch.tensor(digits.target)
-super_batches = DataLoader(TensorDataset(images, labels), batch_size=256, shuffle=True)
+super_batches = DataLoader(TensorDataset(images[300:], labels[300:]), batch_size=192, shuffle=True)
+
+
+def update(model: torch.nn.Module, optimiser: torch.optim.Optimizer, image: torch.Tensor, label: torch.Tensor) -> None:
+    """One step of training."""
+    optimiser.zero_grad()
+    torch.autograd.backward(cross_entropy(model(image), label))
+    optimiser.step()
+
+
+learner, reference = (ArchitectureRegistry().build("small_cnn", config) for _ in range(2))
+optimiser, reference_optimiser = (torch.optim.AdamW(model.parameters(), lr=3e-3) for model in (learner, reference))
+for _ in range(100):
+    update(reference, reference_optimiser, images[:300], labels[:300])
 
 # [quickstart]
 with SelectionClient(target) as client:
-    # "hard_learner" needs no reference model; the default, "learnability", also wants run.push_reference(state_dict).
-    run = client.create_run(RunSpec(run_id, model="small_cnn", model_config=config, score="hard_learner"))
+    run = client.create_run(RunSpec(run_id, model="small_cnn", model_config=config, score="learnability"))
+    run.push_reference(reference.state_dict())  # trained on data worth imitating
     batches = SelectingLoader(super_batches, run, sub_batch_size=64)
     for _epoch in range(20):
         run.push_weights(learner.state_dict(), step=batches.step)
-        for image, label in batches:
-            optimiser.zero_grad()
-            cross_entropy(learner(image), label).backward()
-            optimiser.step()
+        for image, label in batches:  # 64 of every 192, selected while the step before trained
+            update(learner, optimiser, image, label)
 # [/quickstart]
 
 print(f"accuracy {(learner(images).argmax(1) == labels).float().mean():.1%}")
