@@ -30,7 +30,7 @@ def test_the_outermost_dimension_is_the_outermost_list() -> None:
 
 
 def test_an_unknown_task() -> None:
-    with pytest.raises(InvalidRunError, match=r"task is 'translation'; choose one of \['classification'\]"):
+    with pytest.raises(InvalidRunError, match=r"task is 'translation'; choose one of \['causal_lm', 'classif.*'\]"):
         run_columns("translation", torch.nn.Identity())
 
 

@@ -28,7 +28,9 @@ class CausalLm:
 
     def columns(self, module: torch.nn.Module) -> Columns:
         """Returns `input_ids` and `attention_mask` as `module` reads them."""
-        return input_columns_named(module, (INPUT_IDS, ATTENTION_MASK), "task 'causal_lm' needs a causal language model")
+        return input_columns_named(
+            module, (INPUT_IDS, ATTENTION_MASK), "task 'causal_lm' needs a causal language model"
+        )
 
     def loss(self, module: torch.nn.Module, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns the mean next-token loss of each sequence, float32 `[N]`; NaN where it has no target.
@@ -40,7 +42,7 @@ class CausalLm:
         input_ids, mask = features[INPUT_IDS], features[ATTENTION_MASK]
         vocab_size = next((column.below for column in self.columns(module) if column.name == INPUT_IDS), None)
         rows = max(1, PIECE_LOGITS // (input_ids.shape[1] * (vocab_size or 1)))
-        pieces = zip(input_ids.split(rows), mask.split(rows), strict=True)
+        pieces = zip(torch.split(input_ids, rows), torch.split(mask, rows), strict=True)
         return torch.cat([_sequence_losses(module, *piece) for piece in pieces])
 
 

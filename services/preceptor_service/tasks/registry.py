@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from preceptor.errors import InvalidRunError
 from preceptor_service.tasks.causal_lm import CausalLm
 from preceptor_service.tasks.classification import Classification
@@ -43,20 +41,13 @@ def run_columns(task: str, outline: torch.nn.Module) -> Columns:
     Raises:
         InvalidRunError: unknown task, a model of another task, or one that cannot take such inputs.
     """
-    import torch
+    from preceptor_service.tasks.trial import trial_losses  # brings torch
 
     chosen = task_named(task)
     columns = chosen.columns(outline)
     rows = 2
-    features = {
-        column.name: torch.from_numpy(np.empty((0, *column.shape), column.dtype)).new_empty(
-            (rows, *column.shape), device="meta"
-        )
-        for column in columns
-    }
     try:
-        with torch.inference_mode():
-            losses = chosen.loss(outline.eval(), features)
+        losses = trial_losses(chosen, outline, columns, rows)
     except NotImplementedError:
         return columns  # an operator that has no shape rule; the first real forward pass will tell
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
