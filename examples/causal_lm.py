@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from preceptor import RunSpec, SelectionClient
@@ -27,9 +28,12 @@ from preceptor_service.config import parse_config
 
 CONTEXT_LENGTH = 48
 LETTERS = 128
-MODEL = {"vocab_size": LETTERS, "n_positions": CONTEXT_LENGTH, "n_embd": 64, "n_layer": 2, "n_head": 2}
+MODEL: dict[str, Any] = {
+    "vocab_size": LETTERS, "n_positions": CONTEXT_LENGTH, "n_embd": 48, "n_layer": 2, "n_head": 2,
+    "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
 CLEAN, POOL, TEST = 1000, 8000, 500
-SUPER_BATCH, SUB_BATCH = 96, 24
+SUPER_BATCH, SUB_BATCH = 64, 16
 PUSH_EVERY = 10
 
 Batch = dict[str, torch.Tensor]
@@ -50,7 +54,7 @@ def columns(texts: list[bytes], garbled_share: float, random: np.random.Generato
     """Returns the texts as a tokenizer would; `is_garbled` tells which were shuffled, and is never sent."""
     ids = np.zeros((len(texts), CONTEXT_LENGTH), np.int64)
     mask = np.zeros_like(ids)
-    is_garbled = random.random(len(texts)) < garbled_share
+    is_garbled = random.permutation(len(texts)) < garbled_share * len(texts)
     for row, text in enumerate(texts):
         letters = np.frombuffer(text, np.uint8)
         ids[row, : len(text)] = random.permutation(letters) if is_garbled[row] else letters
@@ -78,14 +82,14 @@ class Training:
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Returns the mean next-token loss over all tokens of the batch that are not padding."""
-        targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        found: torch.Tensor = self.model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=targets).loss
-        return found
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        logits = self.model(ids, attention_mask=mask).logits
+        return cross_entropy(logits[:, :-1][mask[:, 1:] == 1], ids[:, 1:][mask[:, 1:] == 1])
 
     def update(self, batch: Batch) -> None:
         """Makes one update."""
         self.optimizer.zero_grad()
-        self.loss(batch).backward()
+        self.loss(batch).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.schedule.step()
 
@@ -124,7 +128,7 @@ def train(client: SelectionClient, score: str, pool: Batch, reference: Any, upda
 def main() -> None:
     """Trains the reference and every arm, and prints what came of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--updates", type=int, default=300, help="of each arm")
+    parser.add_argument("--updates", type=int, default=150, help="of each arm")
     updates = parser.parse_args().updates
 
     random = np.random.default_rng(0)

@@ -13,6 +13,7 @@ import argparse
 import math
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 TEMPLATES = ["a handwritten {}", "the digit {} in ink", "somebody wrote {} here", "{}"]
 WORDS = ["", *DIGITS, *sorted({word for text in TEMPLATES for word in text.split() if word != "{}"})]
 CONTEXT_LENGTH = 5
-MODEL = {
+MODEL: dict[str, Any] = {
     "in_channels": 1, "image_size": 8, "vocab_size": len(WORDS), "context_length": CONTEXT_LENGTH,
     "width": 16, "text_width": 32, "embedding_dim": 32,
 }  # fmt: skip
@@ -44,7 +45,7 @@ Batch = dict[str, torch.Tensor]
 
 def captioned(images: torch.Tensor, labels: torch.Tensor, wrong_share: float, random: np.random.Generator) -> Batch:
     """Returns the pairs as columns; `is_wrong` tells which captions name another digit, and is never sent."""
-    is_wrong = random.random(len(labels)) < wrong_share
+    is_wrong = random.permutation(len(labels)) < wrong_share * len(labels)
     told = np.where(is_wrong, (labels.numpy() + random.integers(1, 10, len(labels))) % 10, labels.numpy())
     texts = [TEMPLATES[random.integers(len(TEMPLATES))].format(DIGITS[digit]) for digit in told]
     return {"image": images, **tokens(texts), "is_wrong": torch.from_numpy(is_wrong)}
@@ -78,7 +79,7 @@ class Training:
         """Makes one update."""
         images, captions = self.model(batch["image"], batch["input_ids"], batch["attention_mask"])
         self.optimizer.zero_grad()
-        softmax_contrastive_loss(images, captions, self.log_scale).backward()
+        softmax_contrastive_loss(images, captions, self.log_scale).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.schedule.step()
 
@@ -92,7 +93,9 @@ class Training:
         return float((nearest == labels).float().mean())
 
 
-def train(client: SelectionClient, score: str, pool: Batch, reference: nn.Module, updates: int) -> tuple[Training, float]:
+def train(
+    client: SelectionClient, score: str, pool: Batch, reference: nn.Module, updates: int
+) -> tuple[Training, float]:
     """Trains one arm; returns it and the share of wrong captions among what it trained on."""
     spec = RunSpec(
         run_id=f"digits-{score.replace('_', '-')}",
