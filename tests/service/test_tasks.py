@@ -81,7 +81,7 @@ def test_images_and_captions_of_unequal_number_are_refused(client: SelectionClie
 
 
 def test_a_loader_yields_the_selected_rows_of_every_column(task: TextTask, ready: Run) -> None:
-    super_batches = [
+    super_batches: list[dict[str, Any]] = [
         {name: torch.from_numpy(value) for name, value in task.candidates(step).items()} | {"text": [str(step)] * 40}
         for step in range(3)
     ]
