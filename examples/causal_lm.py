@@ -35,6 +35,7 @@ MODEL: dict[str, Any] = {
 CLEAN, POOL, TEST = 1000, 8000, 500
 SUPER_BATCH, SUB_BATCH = 64, 16
 PUSH_EVERY = 10
+REFERENCE_UPDATES = 150
 
 Batch = dict[str, torch.Tensor]
 
@@ -137,8 +138,8 @@ def main() -> None:
     test = columns(texts[CLEAN : CLEAN + TEST], 0.0, random)
     pool = columns(texts[CLEAN + TEST :][:POOL], 0.5, random)
 
-    reference = Training(updates)
-    for batch in batches(clean, SUB_BATCH, updates, seed=2):
+    reference = Training(REFERENCE_UPDATES)
+    for batch in batches(clean, SUB_BATCH, REFERENCE_UPDATES, seed=2):
         reference.update(batch)
     print(f"reference, trained on {CLEAN} clean texts: loss {reference.test_loss(test):.3f} nats per letter\n")
 

@@ -39,6 +39,7 @@ MODEL: dict[str, Any] = {
 CLEAN, POOL = 200, 1200  # the rest is for testing
 SUPER_BATCH, SUB_BATCH = 160, 32
 PUSH_EVERY = 10
+REFERENCE_UPDATES = 300
 
 Batch = dict[str, torch.Tensor]
 
@@ -136,8 +137,8 @@ def main() -> None:
     pool = captioned(images[CLEAN : CLEAN + POOL], labels[CLEAN : CLEAN + POOL], 0.5, random)
     test = images[CLEAN + POOL :], labels[CLEAN + POOL :]
 
-    reference = Training(updates)
-    for batch in batches(captioned(images[:CLEAN], labels[:CLEAN], 0.0, random), SUB_BATCH, updates, seed=2):
+    reference = Training(REFERENCE_UPDATES)
+    for batch in batches(captioned(images[:CLEAN], labels[:CLEAN], 0.0, random), SUB_BATCH, REFERENCE_UPDATES, seed=2):
         reference.update(batch)
     print(f"reference, trained on {CLEAN} clean pairs: accuracy {reference.accuracy(*test):.3f}\n")
 
