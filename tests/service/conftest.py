@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,11 +21,12 @@ from tests.service.architectures import GATES, Gate
 from tests.service.raw import RawChannel
 
 KIB = 1024
+MIB = 1024 * KIB
 WINDOW_BYTES = 512 * KIB
 MAX_SUPER_BATCH_BYTES = 256 * KIB
 MAX_CHUNK_BYTES = 64 * KIB
 MAX_ROWS = 2000
-MAX_WEIGHTS_BYTES = 1024 * KIB
+MAX_WEIGHTS_BYTES = 8 * MIB
 MAX_STREAMS = 40
 
 
@@ -101,19 +104,55 @@ class Control:
         )
 
 
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+    """Waits for something that another process or thread brings about."""
+    deadline = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"within {timeout_s:g} s it did not happen that {what}")
+        pause.wait(0.01)
+
+
+def target_of(service: RunningService) -> str:
+    return f"127.0.0.1:{service.ports.grpc}"
+
+
+def metrics_of(service: RunningService) -> Metrics:
+    return Metrics(f"http://127.0.0.1:{service.ports.metrics}/metrics")
+
+
+class Store:
+    """The directory of the session's service."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def uploads(self) -> int:
+        return len(list((self.path / "staging").iterdir()))
+
+    def wait_for_uploads(self, count: int) -> None:
+        wait_until(lambda: self.uploads() == count, f"{count} uploads are under way")
+
+
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    service = start_service(config(tmp_path_factory.mktemp("store")))
+def service_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def service(service_store: Store) -> Iterator[RunningService]:
+    service = start_service(config(service_store.path))
     yield service
     service.stop()
 
 
 @pytest.fixture(scope="session")
 def target(service: RunningService) -> str:
-    return f"127.0.0.1:{service.ports.grpc}"
+    return target_of(service)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def client(target: str) -> Iterator[SelectionClient]:
     with SelectionClient(target, timeout_s=20.0) as client:
         yield client
@@ -121,12 +160,13 @@ def client(target: str) -> Iterator[SelectionClient]:
 
 @pytest.fixture(scope="session")
 def metrics(service: RunningService) -> Metrics:
-    return Metrics(f"http://127.0.0.1:{service.ports.metrics}/metrics")
+    return metrics_of(service)
 
 
 @pytest.fixture(scope="session")
-def control(client: SelectionClient) -> Control:
-    return Control(client)
+def control(target: str) -> Iterator[Control]:
+    with SelectionClient(target, timeout_s=20.0) as client:
+        yield Control(client)
 
 
 @pytest.fixture
@@ -165,6 +205,14 @@ def gate(run_id: str) -> Iterator[Gate]:
     gate = GATES[run_id]
     yield gate
     gate.open()
+
+
+@pytest.fixture
+def gated_run(client: SelectionClient, run_id: str, gate: Gate) -> Run:
+    """A run with a learner whose forward passes wait at `gate`."""
+    run = client.create_run(digits.gated_spec(run_id))
+    run.push_weights(digits.gated_weights(1), step=0)
+    return run
 
 
 @pytest.fixture

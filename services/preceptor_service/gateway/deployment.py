@@ -1,7 +1,7 @@
 """`GatewayReplica`: the Ray Serve deployment around one gateway.
 
-Serve sees no request on it: trainers talk to the gateway's own port. It drains in its destructor,
-which Serve awaits, and shares its port, so that the next replica can take over.
+Serve sees no request on it: trainers talk to the gateway's own port. It drains when asked, at the
+latest in its destructor, which Serve awaits, and shares its port, so that the next replica can take over.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from preceptor_service.weight_store import WeightStore
 
 
 class GatewayReplica:
-    """One gateway on one node."""
+    """One gateway on one node.
+
+    Args:
+        settings: a `ServiceConfig` as plain values.
+        scorers: handle of the `Scorer` deployment.
+    """
 
     _gateway: Gateway | None = None
 
     async def __init__(self, settings: dict[str, Any], scorers: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
-        """Args:
-            settings: a `ServiceConfig` as plain values.
-            scorers: handle of the `Scorer` deployment.
-        """
         config = parse_config(settings)
         gateway = Gateway(
             config,
@@ -43,14 +44,19 @@ class GatewayReplica:
         """Returns where this gateway listens."""
         return self._ports
 
+    async def drain(self) -> None:
+        """Finishes what was accepted, and stops listening. Safe to repeat."""
+        gateway, self._gateway = self._gateway, None
+        if gateway is not None:
+            await gateway.stop()
+
     async def __del__(self) -> None:
-        if self._gateway is not None:
-            await self._gateway.stop()
+        await self.drain()
 
 
 def gateway_deployment(config: ServiceConfig) -> serve.Deployment:
     """Returns the deployment that `config` describes: at most one gateway per node."""
-    return serve.deployment(GatewayReplica).options(
+    return serve.deployment(
         name="Gateway",
         num_replicas=config.gateway.replicas,
         max_replicas_per_node=1,
@@ -58,4 +64,4 @@ def gateway_deployment(config: ServiceConfig) -> serve.Deployment:
         graceful_shutdown_timeout_s=config.gateway.drain_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2,
-    )
+    )(GatewayReplica)

@@ -43,7 +43,9 @@ class Gateway:
         self._config = config
         self._pool = pool
         metrics = GatewayMetrics()
-        runs = RunRegistry(config, RunStore(config.weights.path), weight_store, architectures, pool)
+        runs = RunRegistry(
+            config, RunStore(config.weights.path), weight_store, architectures, pool, forgotten=metrics.forget_run
+        )
         in_flight = ByteBudget(config.gateway.in_flight_bytes)
         pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
         self._metrics = metrics
