@@ -14,6 +14,10 @@ from preceptor.errors import InvalidSuperBatchError
 
 ElementType = Literal["uint8", "float", "int64"]
 
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+"""Names of the token columns, those of the tokenizers of transformers."""
+
 _ARROW_TYPES: dict[ElementType, Any] = {"uint8": pa.uint8(), "float": pa.float32(), "int64": pa.int64()}
 _NUMPY_TYPES: dict[ElementType, DTypeLike] = {"uint8": np.uint8, "float": np.float32, "int64": np.int64}
 
@@ -68,3 +72,19 @@ class ColumnSpec:
             raise InvalidSuperBatchError(
                 f"column {self.name!r} has {values[first]} in row {first[0]}; every value must be {rule}"
             )
+
+
+def token_columns(context_length: int, vocab_size: int) -> tuple[ColumnSpec, ColumnSpec]:
+    """Returns the two columns of a padded text, as the tokenizers of transformers give them.
+
+    Args:
+        context_length: tokens of one text with its padding, L.
+        vocab_size: token ids lie in [0, vocab_size).
+
+    Returns:
+        `input_ids`, int64 `[L]`, and `attention_mask`, int64 `[L]`: 1 for a token, 0 for padding.
+    """
+    return (
+        ColumnSpec(INPUT_IDS, "int64", (context_length,), below=vocab_size),
+        ColumnSpec(ATTENTION_MASK, "int64", (context_length,), below=2),
+    )

@@ -37,7 +37,10 @@ def easy_reference(reference_losses: Array) -> Array:
     Returns:
         float32 `[B]`.
 
-    Source: Evans et al., arXiv 2312.05328, section 3; CLIPScore is this for image-text pairs.
+    For task `image_text` the loss is the negative cosine of a pair's embeddings, so this is CLIPScore (Hessel et al.,
+    EMNLP 2021) up to its constant factor and its cut at 0.
+
+    Source: Evans et al., arXiv 2312.05328, section 3.
     """
     return -reference_losses
 

@@ -21,7 +21,7 @@ def registry() -> ArchitectureRegistry:
 
 
 def test_the_built_in_names(registry: ArchitectureRegistry) -> None:
-    assert registry.names() == ("image_classifier", "small_cnn")
+    assert registry.names() == ("causal_lm", "dual_encoder", "image_classifier", "image_text_model", "small_cnn")
 
 
 def test_an_unknown_architecture(registry: ArchitectureRegistry) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -29,8 +31,24 @@ def test_the_outermost_dimension_is_the_outermost_list() -> None:
     assert ColumnSpec("image", "float", (2,)).arrow_type() == pa.list_(pa.float32(), 2)
 
 
+def test_the_gateway_can_read_the_tasks_without_torch() -> None:
+    program = f"import sys; sys.path[:] = {sys.path!r}; sys.modules['torch'] = None; import preceptor_service.tasks"
+
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_what_a_model_asks_of_values_does_not_keep_it_from_its_trial() -> None:
+    class Asking(Logits):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if image.isnan().any() or image.sum().item() > 0 or int(image.long().max()):
+                return image[0]
+            return image
+
+    assert [column.name for column in run_columns("classification", Asking().to("meta"))] == ["image", "label"]
+
+
 def test_an_unknown_task() -> None:
-    with pytest.raises(InvalidRunError, match=r"task is 'translation'; choose one of \['classification'\]"):
+    with pytest.raises(InvalidRunError, match=r"task is 'translation'; choose one of \['causal_lm', 'classif.*'\]"):
         run_columns("translation", torch.nn.Identity())
 
 

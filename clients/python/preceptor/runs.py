@@ -36,7 +36,7 @@ class RunSpec:
 
     Attributes:
         run_id: name, `[a-z0-9][a-z0-9-]{0,62}`.
-        task: what the examples are and which loss scores them: `"classification"`.
+        task: what the examples are and which loss scores them: `"classification"`, `"image_text"` or `"causal_lm"`.
         model: architecture of the learner copy, by its name in the service, e.g. `"small_cnn"`.
         model_config: the architecture's settings.
         reference_model: architecture of the reference; default: the same as `model`.

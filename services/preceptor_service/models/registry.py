@@ -12,18 +12,36 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from torch import nn
 
 from preceptor.errors import InvalidRunError, PreceptorError
+from preceptor_service.models.causal_lm import causal_lm
+from preceptor_service.models.dual_encoder import dual_encoder
 from preceptor_service.models.image_classifier import image_classifier
+from preceptor_service.models.image_text_model import image_text_model
 from preceptor_service.models.initialisation import own_random_stream
 from preceptor_service.models.small_cnn import small_cnn
 
 Architecture = Callable[..., nn.Module]
 """`f(**settings) -> module` with typed keyword-only settings.
 
-The module carries `input_columns: tuple[ColumnSpec, ...]`, named as the arguments of its `forward`, and
-for classification `num_classes: int`, its `forward` giving logits `[N, num_classes]`.
+The module carries `input_columns: tuple[ColumnSpec, ...]`, named as the arguments of its `forward`, in order. What
+else it must have and give depends on the task (`tasks/`, docs/tasks.md):
+
+* `classification`: `num_classes: int`; `forward(...)` gives logits `[N, num_classes]`.
+* `image_text`: reads `image`, `input_ids`, `attention_mask`; `forward` gives the tuple of image and text embeddings,
+  each `[N, D]`, of any length: the task brings them to 1.
+* `causal_lm`: reads `input_ids`, `attention_mask`; `forward` gives logits `[N, L, V]`, those at position t from the
+  tokens up to t alone, so that they predict token t + 1.
+
+`columns.token_columns` makes the two columns of tokens. When a run is created, `forward` runs once on the meta device
+to see that it takes these columns; whatever value it asks for is 0 there.
 """
 
-_BUILT_IN: Mapping[str, Architecture] = {"small_cnn": small_cnn, "image_classifier": image_classifier}
+_BUILT_IN: Mapping[str, Architecture] = {
+    "causal_lm": causal_lm,
+    "dual_encoder": dual_encoder,
+    "image_classifier": image_classifier,
+    "image_text_model": image_text_model,
+    "small_cnn": small_cnn,
+}
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 _SHOWN_CHARACTERS = 80
 

@@ -102,8 +102,8 @@ class RunSpec(google.protobuf.message.Message):
     run_id: builtins.str
     """Name of the run. Matches [a-z0-9][a-z0-9-]{0,62}. Required."""
     task: builtins.str
-    """What the examples are and which loss scores them: "classification".
-    Required.
+    """What the examples are and which loss scores them: "classification",
+    "image_text" or "causal_lm". Required.
     """
     reference_digest: builtins.str
     """Digest of a reference that this service already holds (returned by

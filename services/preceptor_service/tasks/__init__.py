@@ -1,0 +1,9 @@
+"""Tasks: what the examples of a run are, and which loss per example scores them.
+
+The gateway reads the columns, the scorers compute the losses. Importing this needs no torch.
+"""
+
+from preceptor_service.tasks.registry import TASKS, run_columns, task_named
+from preceptor_service.tasks.task import Columns, Task
+
+__all__ = ["TASKS", "Columns", "Task", "run_columns", "task_named"]
