@@ -20,6 +20,7 @@ def test_scorers_are_a_fixed_number_with_the_configured_share_of_a_machine() -> 
 def test_scorers_scale_between_the_configured_bounds() -> None:
     deployment = scorer_deployment(parse_config({"scorer": {"replicas": 2, "max_replicas": 6, "max_ongoing": 8}}), 0)
     scaling = deployment._deployment_config.autoscaling_config
+    assert scaling is not None
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 6, 4)
 
 
