@@ -56,8 +56,7 @@ class TcpProxy:
     async def _close(self) -> None:
         self._server.close()
         await self._reset()
-        while len(asyncio.all_tasks()) > 1:
-            await asyncio.sleep(0.01)
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from preceptor import PreceptorError, RunStatus, SelectionClient
 from preceptor_service.app import start_service
 from preceptor_service.config import ConfigError, ServiceConfig, load_config
+from preceptor_service.config_reference import default_yaml
 from preceptor_service.gateway.gateway import Ports
 
 app = typer.Typer(
@@ -56,6 +57,12 @@ def serve(
     with console.status("finishing what was accepted …"):
         service.stop()
     console.print("stopped")
+
+
+@app.command("config")
+def print_config() -> None:
+    """Print every setting with its default and meaning, as YAML to start from."""
+    typer.echo(default_yaml(), nl=False)
 
 
 @app.command()

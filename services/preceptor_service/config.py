@@ -74,7 +74,9 @@ class ScorerConfig(_Section):
     num_cpus: float = Field(1.0, ge=0, description="CPUs that Ray reserves for each scorer.")
     num_gpus: float | None = Field(None, ge=0, description="GPUs for each; none: 1 where the cluster has one, else 0.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run.")
-    threads: Positive | None = Field(None, description="Threads of one forward pass; none: num_cpus rounded up.")
+    threads: Positive | None = Field(
+        None, description="Threads of one forward pass on a CPU; none: num_cpus rounded up, or all cores in process."
+    )
     model_bytes: Positive = Field(4096 * MIB, description="Weights that one scorer holds; least recently used out.")
     micro_batch_rows: Positive = Field(256, description="Rows of one forward pass, fixed per run at its creation.")
     micro_batch_timeout_s: PositiveSeconds = Field(

@@ -130,9 +130,7 @@ class Pipeline:
 
         started = time.perf_counter()
         noise = uniforms(run.spec.seed, run.run_id, ask.step, ask.rank, super_batch.rows)
-        indices = await asyncio.to_thread(
-            run.selector, scored.scores, ask.sub_batch_size, noise, run.spec.temperature
-        )
+        indices = await asyncio.to_thread(run.selector, scored.scores, ask.sub_batch_size, noise, run.spec.temperature)
         stages.select_s += time.perf_counter() - started
         non_finite = super_batch.rows - int(np.count_nonzero(np.isfinite(scored.scores)))
         return Selected(indices, scored.scores, pinned, False, non_finite, stages)

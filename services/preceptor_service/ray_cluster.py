@@ -47,7 +47,8 @@ class RayCluster:
         """Whether any node has a GPU."""
         import ray
 
-        return bool(ray.cluster_resources().get("GPU", 0) >= 1)
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return resources.get("GPU", 0) >= 1
 
     def stop(self) -> None:
         """Leaves Ray where this object joined it, and ends it where this object started it."""

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import json_format
 
@@ -76,7 +77,7 @@ class RunStore:
             return _from_json(json.loads(self._path(run_id).read_text()))
         except (FileNotFoundError, NotADirectoryError):
             raise RunNotFoundError(f"there is no run {run_id!r}; create it first") from None
-        except (OSError, ValueError, KeyError, json_format.ParseError) as error:
+        except (OSError, ValueError, KeyError, TypeError, json_format.ParseError) as error:
             raise InternalError(f"the record of run {run_id!r} is damaged; delete the run") from error
 
     def exists(self, run_id: str) -> bool:
@@ -111,9 +112,9 @@ def _to_json(record: RunRecord) -> dict[str, object]:
     }
 
 
-def _from_json(stored: dict[str, object]) -> RunRecord:
+def _from_json(stored: dict[str, Any]) -> RunRecord:
     spec = spec_from_proto(json_format.ParseDict(stored["spec"], run_pb2.RunSpec()))
-    return RunRecord(spec, float(str(stored["create_time_s"])), int(str(stored["micro_batch_rows"])))
+    return RunRecord(spec, float(stored["create_time_s"]), int(stored["micro_batch_rows"]))
 
 
 def _difference(stored: RunSpec, asked: RunSpec) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,27 +16,21 @@ from preceptor.errors import (
     UnavailableError,
     WeightsMissingError,
 )
-from preceptor.runs import ConfigValue, RunSpec
+from preceptor.runs import RunSpec
 from preceptor_service.config import ServiceConfig
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
-from preceptor_service.run_models import architecture_of, scoring_models
 from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.scores import SCORE_RULES, ScoreRule
 from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels
+from preceptor_service.scoring.run_models import architecture_of, scoring_models
 from preceptor_service.selectors import SELECTORS, Selector
-from preceptor_service.tasks import TASKS, Columns, run_columns
+from preceptor_service.spec_checks import RUN_ID, check_spec
+from preceptor_service.tasks import Columns, run_columns
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 
-RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _REFRESH_S = 0.5
 _POLL_S = 0.05
-_TEMPERATURE = (1e-6, 1e6)
-_DEADLINE_S = (1e-3, 3600.0)
-_INT64_MAX = 2**63 - 1
-_MAX_SETTINGS = 64
-_MAX_LIST = 64
-_MAX_TEXT = 256
 
 
 @dataclass
@@ -151,6 +143,7 @@ class RunRegistry:
             InvalidRunError: a setting is out of range or names something unknown.
             RunExistsError: the run exists with another spec.
             WeightsNotFoundError: no reference of `spec.reference_digest`.
+            InvalidWeightsError: that reference does not fit the run's architecture.
             OverloadedError: too many runs.
         """
         columns = await asyncio.to_thread(self._checked, spec)
@@ -165,14 +158,18 @@ class RunRegistry:
             RunNotFoundError: there is no such run.
         """
         run = self._active.get(run_id)
-        if run is None:
-            if not RUN_ID.fullmatch(run_id):
-                raise RunNotFoundError(f"there is no run {run_id[:64]!r}; a run id matches {RUN_ID.pattern}")
-            record = await asyncio.to_thread(self._run_store.read, run_id)
-            columns = await asyncio.to_thread(self._checked, record.spec)
-            run = await self._activate(record, columns)
-        await self._refresh(run)
-        return run
+        if run is not None:
+            try:
+                await self._refresh(run)
+            except RunNotFoundError:
+                pass  # deleted through another gateway, perhaps made anew
+            else:
+                return run
+        if not RUN_ID.fullmatch(run_id):
+            raise RunNotFoundError(f"there is no run {run_id[:64]!r}; a run id matches {RUN_ID.pattern}")
+        record = await asyncio.to_thread(self._run_store.read, run_id)
+        columns = await asyncio.to_thread(self._checked, record.spec)
+        return await self._activate(record, columns)
 
     async def list(self) -> list[ActiveRun]:
         """Returns all runs by run id; a run whose record is damaged or disappears is left out."""
@@ -190,10 +187,12 @@ class RunRegistry:
         Raises:
             RunNotFoundError: there is no such run.
         """
-        run = await self.get(run_id)
-        self._forget(run)
-        await asyncio.to_thread(self._run_store.delete, run_id)
+        if not RUN_ID.fullmatch(run_id) or not await asyncio.to_thread(self._run_store.exists, run_id):
+            raise RunNotFoundError(f"there is no run {run_id[:64]!r}")
+        self._forget(run_id)
+        # The record last: what is cut off in between can be deleted again.
         await asyncio.to_thread(self._weight_store.delete_run, run_id)
+        await asyncio.to_thread(self._run_store.delete, run_id)
 
     async def pin(self, run: ActiveRun, step: int, observed_version: int) -> Pinned:
         """Names the learner version for `step`, at least `observed_version`; see `Pipeline.pin`.
@@ -262,10 +261,11 @@ class RunRegistry:
         if not at_once and now - run.refreshed_at < _REFRESH_S:
             return
         run.refreshed_at = now
-        exists, head, reference = await asyncio.to_thread(self._read_heads, run.run_id)
-        if not exists:
-            self._forget(run)
-            raise RunNotFoundError(f"run {run.run_id!r} was deleted")
+        record, head, reference = await asyncio.to_thread(self._read_heads, run.run_id)
+        if record != run.record:
+            run.refreshed_at = -math.inf
+            self._forget(run.run_id)
+            raise RunNotFoundError(f"run {run.run_id!r} was deleted; create it again")
         run.reference = run.reference or reference
         if head is None or head.version <= _version(run.learner):
             return
@@ -283,35 +283,37 @@ class RunRegistry:
                 f"the trainer has seen {observed_version}; try again"
             )
 
-    def _read_heads(self, run_id: str) -> tuple[bool, WeightsVersion | None, WeightsVersion | None]:
+    def _read_heads(self, run_id: str) -> tuple[RunRecord | None, WeightsVersion | None, WeightsVersion | None]:
         return (
-            self._run_store.exists(run_id),
+            self._run_store.read(run_id) if self._run_store.exists(run_id) else None,
             self._weight_store.head(run_id, "learner"),
             self._weight_store.head(run_id, "reference"),
         )
 
     async def _activate(self, record: RunRecord, columns: Columns) -> ActiveRun:
         deadline_s = record.spec.deadline_s or self._config.gateway.deadline_s
-        run = self._active.setdefault(record.spec.run_id, ActiveRun(record, columns, deadline_s))
+        run = self._active.get(record.spec.run_id)
+        if run is None or run.record != record:
+            run = self._active[record.spec.run_id] = ActiveRun(record, columns, deadline_s)
         await self._refresh(run)
         return run
 
-    def _forget(self, run: ActiveRun) -> None:
-        self._active.pop(run.run_id, None)
-        if run.loading is not None:
+    def _forget(self, run_id: str) -> None:
+        run = self._active.pop(run_id, None)
+        if run is not None and run.loading is not None:
             run.loading.cancel()
 
     def _store(self, record: RunRecord) -> RunRecord:
         run_id, limit = record.spec.run_id, self._config.limits.max_runs
         if not self._run_store.exists(run_id) and len(self._run_store.list()) >= limit:
             raise OverloadedError(f"the service holds {limit} runs, its limit; delete some first")
+        digest = record.spec.reference_digest
+        if digest is not None:
+            outline = self._architectures.outline(*architecture_of(record.spec, "reference"))
+            check_weights(self._weight_store.blob_path(digest), outline)
         stored = self._run_store.create(record)
-        if stored.spec.reference_digest is not None:
-            try:
-                self._weight_store.adopt(run_id, "reference", stored.spec.reference_digest)
-            except PreceptorError:
-                self._run_store.delete(run_id)
-                raise
+        if digest is not None:
+            self._weight_store.adopt(run_id, "reference", digest)
         return stored
 
     def _micro_batch_rows(self, columns: Columns) -> int:
@@ -321,7 +323,7 @@ class RunRegistry:
 
     def _checked(self, spec: RunSpec) -> Columns:
         """Returns the columns of a spec whose every setting is in range."""
-        _check_spec(spec)
+        check_spec(spec)
         learner = run_columns(spec.task, self._architectures.outline(spec.model, spec.model_config))
         if spec.reference_model is not None:
             reference = run_columns(
@@ -333,43 +335,6 @@ class RunRegistry:
                     f"{learner} and {reference}; give them the same inputs and classes"
                 )
         return learner
-
-
-def _check_spec(spec: RunSpec) -> None:
-    if not RUN_ID.fullmatch(spec.run_id):
-        raise InvalidRunError(f"run_id is {spec.run_id[:80]!r}; it must match {RUN_ID.pattern}")
-    for name, value, known in (
-        ("task", spec.task, TASKS),
-        ("score", spec.score, SCORE_RULES),
-        ("selector", spec.selector, SELECTORS),
-    ):
-        if value not in known:
-            raise InvalidRunError(f"{name} is {value[:64]!r}; choose one of {sorted(known)}")
-    for config in (spec.model_config, spec.reference_model_config):
-        _check_model_config(config)
-    _check_range("temperature", spec.temperature, *_TEMPERATURE)
-    _check_range("seed", spec.seed, 0, _INT64_MAX)
-    if spec.max_staleness_steps is not None:
-        _check_range("max_staleness_steps", spec.max_staleness_steps, 0, _INT64_MAX)
-    if spec.deadline_s is not None:
-        _check_range("deadline_s", spec.deadline_s, *_DEADLINE_S)
-
-
-def _check_model_config(config: Mapping[str, ConfigValue]) -> None:
-    if len(config) > _MAX_SETTINGS:
-        raise InvalidRunError(f"a model config has {len(config)} settings; at most {_MAX_SETTINGS} can be given")
-    for name, value in config.items():
-        limit = _MAX_TEXT if isinstance(value, str) else _MAX_LIST
-        if isinstance(value, str | Sequence) and len(value) > limit:
-            unit = "characters" if isinstance(value, str) else "values"
-            raise InvalidRunError(
-                f"model config setting {name[:64]!r} has {len(value)} {unit}; at most {limit} can be given"
-            )
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InvalidRunError(f"{name} is {value}; choose from {low:g} to {high:g}")
 
 
 def _version(version: WeightsVersion | None) -> int:

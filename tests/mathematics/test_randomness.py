@@ -9,7 +9,6 @@ import pytest
 
 from preceptor_service.randomness import gumbels, uniforms
 
-
 GOLDEN = [0.3085284648258266, 0.966706504891307, 0.742476001040804]
 
 
@@ -17,7 +16,9 @@ def test_the_same_key_gives_the_same_numbers_and_a_longer_stream_begins_with_the
     assert uniforms(1, "run", 2, 3, 1000)[:10].tolist() == uniforms(1, "run", 2, 3, 10).tolist()
 
 
-@pytest.mark.parametrize("other", [(2, "run", 2, 3), (1, "nur", 2, 3), (1, "run", 3, 3), (1, "run", 2, 4), (1, "run", 3, 2)])
+@pytest.mark.parametrize(
+    "other", [(2, "run", 2, 3), (1, "nur", 2, 3), (1, "run", 3, 3), (1, "run", 2, 4), (1, "run", 3, 2)]
+)
 def test_any_other_key_gives_other_numbers(other: tuple[int, str, int, int]) -> None:
     assert not np.intersect1d(uniforms(1, "run", 2, 3, 4096), uniforms(*other, 4096)).size
 

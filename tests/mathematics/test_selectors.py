@@ -105,7 +105,7 @@ def test_every_selection_has_the_exact_count_all_different_and_in_range(scores, 
 @given(data=st.data(), name=st.sampled_from(sorted(SELECTORS)), size=st.integers(1, 40))
 def test_permuting_candidates_with_their_noise_permutes_the_selection(data, name, size) -> None:  # type: ignore[no-untyped-def]
     distinct = data.draw(st.lists(st.integers(-1000, 1000), min_size=size, max_size=size, unique=True))
-    scores = np.array(distinct, np.float32) / 16
+    scores = (np.array(distinct) / 16).astype(np.float32)
     order = np.array(data.draw(st.permutations(range(size))))
     count = data.draw(st.integers(1, size))
     noise = uniforms(3, "permute", 0, 0, size)

@@ -20,7 +20,9 @@ def select(
     key: tuple[int, str, int, int],
 ) -> list[int]:
     """Draws one candidate after the other; `key` is (seed, run id, step, rank)."""
-    scores = [_score(score, learner, reference) for learner, reference in zip(learner_losses, reference_losses, strict=True)]
+    scores = [
+        _score(score, learner, reference) for learner, reference in zip(learner_losses, reference_losses, strict=True)
+    ]
     noise = _uniforms(key, len(scores))
     left = {position: value for position, value in enumerate(scores) if math.isfinite(value)}
     drawn: list[int] = []

@@ -29,7 +29,7 @@ def arrow(table: dict[str, pa.Array], **options: object) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def test_columns_come_back_as_they_were_sent_without_a_copy() -> None:
@@ -49,17 +49,26 @@ def test_an_example_id_may_follow() -> None:
     ("wrong", "says"),
     [
         (lambda: body(image=IMAGES.astype(np.float32)), r"column 'image' is float of shape \[2, 3, 4\].*expects uint8"),
-        (lambda: body(image=IMAGES.reshape(ROWS, 3, 2, 4)), r"of shape \[3, 2, 4\].*expects uint8 of shape \[2, 3, 4\]"),
+        (
+            lambda: body(image=IMAGES.reshape(ROWS, 3, 2, 4)),
+            r"of shape \[3, 2, 4\].*expects uint8 of shape \[2, 3, 4\]",
+        ),
         (lambda: body(image=IMAGES.reshape(ROWS, 24)), r"of shape \[24\]"),
         (lambda: body(label=LABELS.astype(np.int32)), "column 'label' is int32"),
         (lambda: body(extra=LABELS), r"has columns \['image', 'label', 'extra'\]; this run expects"),
         (lambda: bytes(encode({"image": IMAGES}).body), r"has columns \['image'\]"),
-        (lambda: body(label=np.array([0, 1, 10, 3, 4])), "column 'label' has 10 in row 2; every value must be from 0 to 9"),
+        (
+            lambda: body(label=np.array([0, 1, 10, 3, 4])),
+            "column 'label' has 10 in row 2; every value must be from 0 to 9",
+        ),
         (lambda: body(label=np.array([0, 1, 2, 3, -1])), "column 'label' has -1 in row 4"),
         (lambda: b"", "not an Arrow IPC stream"),
         (lambda: b"garbage" * 100, "not an Arrow IPC stream"),
         (lambda: body()[:-200], "not an Arrow IPC stream"),
-        (lambda: arrow({"image": pa.array([1] * ROWS), "label": pa.array(LABELS)}), r"column 'image' is int64 of shape \[\]"),
+        (
+            lambda: arrow({"image": pa.array([1] * ROWS), "label": pa.array(LABELS)}),
+            r"column 'image' is int64 of shape \[\]",
+        ),
         (lambda: arrow({"label": pa.array([1, None, 2, 3, 4])}), "has columns"),
     ],
 )
@@ -77,7 +86,9 @@ def test_another_row_count_than_announced_is_refused() -> None:
 def test_values_that_are_not_finite_are_refused_with_their_row(value: float) -> None:
     images = np.zeros((4, 2), np.float32)
     images[3, 1] = value
-    with pytest.raises(InvalidSuperBatchError, match=r"column 'image' has -?(nan|inf) in row 3; every value must be finite"):
+    with pytest.raises(
+        InvalidSuperBatchError, match=r"column 'image' has -?(nan|inf) in row 3; every value must be finite"
+    ):
         decode(bytes(encode({"image": images}).body), FLOATS, 4)
 
 

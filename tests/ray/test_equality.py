@@ -48,4 +48,3 @@ def test_a_connection_cut_in_the_middle_changes_no_answer(service: RunningServic
             for step, answer in enumerate(answers, first):
                 assert answer.result(60).indices.tolist() == expected(settings, step)
         assert network.connections > 3
-

@@ -8,9 +8,9 @@ import pytest
 
 from preceptor import SelectionClient
 from preceptor_service.config import parse_config
-from preceptor_service.run_models import committed_models
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.ray_scorer import Scorer
+from preceptor_service.scoring.run_models import committed_models
 from preceptor_service.weight_store import WeightStore
 from tests.ray.candidates import ready_run, spec, state
 from tests.ray.conftest import start

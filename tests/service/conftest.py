@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,11 +21,12 @@ from tests.service.architectures import GATES, Gate
 from tests.service.raw import RawChannel
 
 KIB = 1024
+MIB = 1024 * KIB
 WINDOW_BYTES = 512 * KIB
 MAX_SUPER_BATCH_BYTES = 256 * KIB
 MAX_CHUNK_BYTES = 64 * KIB
 MAX_ROWS = 2000
-MAX_WEIGHTS_BYTES = 1024 * KIB
+MAX_WEIGHTS_BYTES = 8 * MIB
 MAX_STREAMS = 40
 
 
@@ -101,9 +104,35 @@ class Control:
         )
 
 
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+    """Waits for something that another process or thread brings about."""
+    deadline = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"within {timeout_s:g} s it did not happen that {what}")
+        pause.wait(0.01)
+
+
+class Store:
+    """The directory of the session's service."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def wait_for_uploads(self, count: int) -> None:
+        staging = self.path / "staging"
+        wait_until(lambda: len(list(staging.iterdir())) == count, f"{count} uploads are under way")
+
+
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    service = start_service(config(tmp_path_factory.mktemp("store")))
+def service_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def service(service_store: Store) -> Iterator[RunningService]:
+    service = start_service(config(service_store.path))
     yield service
     service.stop()
 
@@ -165,6 +194,14 @@ def gate(run_id: str) -> Iterator[Gate]:
     gate = GATES[run_id]
     yield gate
     gate.open()
+
+
+@pytest.fixture
+def gated_run(client: SelectionClient, run_id: str, gate: Gate) -> Run:
+    """A run with a learner whose forward passes wait at `gate`."""
+    run = client.create_run(digits.gated_spec(run_id))
+    run.push_weights(digits.gated_weights(1), step=0)
+    return run
 
 
 @pytest.fixture

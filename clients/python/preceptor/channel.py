@@ -19,9 +19,6 @@ from google.protobuf.message import Message
 from preceptor.errors import REASON_METADATA_KEY, ClosedError, PreceptorError, error_from
 from preceptor.wire import Method, methods
 
-CHUNK_BYTES = 1024 * 1024
-"""Bytes per `Chunk` in Score and PushWeights, where no gateway names a limit beforehand."""
-
 # The scores of 10^6 candidates return in one message of some 12 MB; this leaves room for twenty times that.
 _MAX_RECEIVE_BYTES = 256 * 1024 * 1024
 

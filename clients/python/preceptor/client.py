@@ -11,13 +11,13 @@ from typing import Any
 
 from preceptor import batches, weights
 from preceptor.answers import PushedWeights, RunStatus, Scores, Selection
-from preceptor.channel import CHUNK_BYTES, Connection, Tls
+from preceptor.channel import Connection, Tls
 from preceptor.decoding import scores_from_proto, spec_of, status_from_proto
 from preceptor.errors import DeadlineExceededError
 from preceptor.runs import RunSpec, spec_to_proto
 from preceptor.stream import SelectStream
 from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
-from preceptor.wire import with_chunk
+from preceptor.wire import CHUNK_BYTES, with_chunk
 
 # The stream settles every future at its deadline; waiting for one a little longer only guards against its failing to.
 _GRACE_S = 5.0

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from preceptor.answers import PushedWeights
-from preceptor.channel import CHUNK_BYTES, Connection, RpcFailure, backoff_s
+from preceptor.channel import Connection, RpcFailure, backoff_s
 from preceptor.decoding import pushed_from_proto
 from preceptor.errors import DeadlineExceededError, UnavailableError
 from preceptor.v1 import weights_pb2
-from preceptor.wire import with_chunk
+from preceptor.wire import CHUNK_BYTES, with_chunk
 
 _DTYPES = {
     "bool": "BOOL",

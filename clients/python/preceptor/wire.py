@@ -15,12 +15,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from preceptor.v1 import selection_pb2, weights_pb2
 
+CHUNK_BYTES = 1024 * 1024
+"""Bytes of `Chunk.data` that every gateway takes where it named no limit beforehand: in Score and PushWeights."""
+
 MESSAGE_OVERHEAD_BYTES = 64 * 1024
 """Room for the fields around `Chunk.data` when a message size limit is derived from a chunk size."""
 
-ChunkedT = TypeVar(
-    "ChunkedT", selection_pb2.SelectRequest, selection_pb2.ScoreRequest, weights_pb2.PushWeightsRequest
-)
+ChunkedT = TypeVar("ChunkedT", selection_pb2.SelectRequest, selection_pb2.ScoreRequest, weights_pb2.PushWeightsRequest)
 
 SERVICES: tuple[ServiceDescriptor, ...] = (
     selection_pb2.DESCRIPTOR.services_by_name["SelectionService"],

@@ -19,15 +19,16 @@ from preceptor_service.weight_store import WeightStore
 
 
 class GatewayReplica:
-    """One gateway on one node."""
+    """One gateway on one node.
+
+    Args:
+        settings: a `ServiceConfig` as plain values.
+        scorers: handle of the `Scorer` deployment.
+    """
 
     _gateway: Gateway | None = None
 
     async def __init__(self, settings: dict[str, Any], scorers: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
-        """Args:
-            settings: a `ServiceConfig` as plain values.
-            scorers: handle of the `Scorer` deployment.
-        """
         config = parse_config(settings)
         gateway = Gateway(
             config,
@@ -50,7 +51,7 @@ class GatewayReplica:
 
 def gateway_deployment(config: ServiceConfig) -> serve.Deployment:
     """Returns the deployment that `config` describes: at most one gateway per node."""
-    return serve.deployment(GatewayReplica).options(
+    return serve.deployment(
         name="Gateway",
         num_replicas=config.gateway.replicas,
         max_replicas_per_node=1,
@@ -58,4 +59,4 @@ def gateway_deployment(config: ServiceConfig) -> serve.Deployment:
         graceful_shutdown_timeout_s=config.gateway.drain_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2,
-    )
+    )(GatewayReplica)

@@ -52,7 +52,7 @@ def _handler(
         except Exception as error:  # noqa: BLE001 - the edge: nothing may cross it untranslated
             raised = as_preceptor_error(error, method.name)
         metrics.errors.labels(method=method.name, code=raised.code).inc()
-        await abort(context, raised)
+        return await abort(context, raised)
 
     kinds = {
         (False, False): grpc.unary_unary_rpc_method_handler,

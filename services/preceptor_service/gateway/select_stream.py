@@ -18,6 +18,7 @@ from preceptor.errors import (
     InvalidMessageError,
     InvalidSuperBatchError,
     PreceptorError,
+    RunNotFoundError,
 )
 from preceptor.v1 import selection_pb2
 from preceptor_service.config import GatewayConfig
@@ -137,6 +138,11 @@ class SelectStream:
         received_bytes = arriving.body.accept(chunk)
         self._unanswered_bytes += received_bytes
         self._metrics.in_flight_bytes.inc(received_bytes)
+        if received_bytes > self._config.max_chunk_bytes:
+            raise InvalidMessageError(
+                f"the chunk at offset {chunk.offset} has {received_bytes} bytes, the limit is "
+                f"{self._config.max_chunk_bytes}; send smaller ones"
+            )
         if self._unanswered_bytes > self._config.window_bytes:
             raise InvalidMessageError(
                 f"{self._unanswered_bytes} bytes are unanswered, the window is {self._config.window_bytes}; "
@@ -154,6 +160,8 @@ class SelectStream:
             pinned = await self._pipeline.pin(self._run, header.step, self._observed_version, deadline)
             if pinned.learner is not None:
                 self._observed_version = pinned.learner.version
+        except RunNotFoundError:
+            raise  # deleted: the stream ends with it
         except Exception as error:  # noqa: BLE001 - one super-batch fails, the stream lives on
             pinned = as_preceptor_error(error, "Select")
         answer = asyncio.create_task(self._answer(arriving, pinned, deadline))

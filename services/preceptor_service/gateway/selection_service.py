@@ -33,9 +33,7 @@ Context: TypeAlias = grpc.aio.ServicerContext
 class SelectionService:
     """Answers trainers; see `proto/preceptor/v1/selection.proto` for what each call promises."""
 
-    def __init__(
-        self, runs: RunRegistry, pipeline: Pipeline, config: GatewayConfig, metrics: GatewayMetrics
-    ) -> None:
+    def __init__(self, runs: RunRegistry, pipeline: Pipeline, config: GatewayConfig, metrics: GatewayMetrics) -> None:
         self._runs = runs
         self._pipeline = pipeline
         self._config = config

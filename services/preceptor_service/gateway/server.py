@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from preceptor.wire import MESSAGE_OVERHEAD_BYTES, SERVICES
+from preceptor.wire import CHUNK_BYTES, MESSAGE_OVERHEAD_BYTES, SERVICES
 from preceptor_service.config import ConfigError, GatewayConfig
 from preceptor_service.gateway.handlers import generic_handlers
 from preceptor_service.gateway.selection_service import SelectionService
@@ -18,7 +18,15 @@ _MIN_CLIENT_PING_MS = 5_000
 
 
 class GatewayServer:
-    """Serves trainers on one event loop until it is drained."""
+    """Serves trainers on one event loop until it is drained.
+
+    Args:
+        selection: answers trainers.
+        weights: takes weights.
+        config: address and limits.
+        metrics: counts errors.
+        shares_port: whether a replacement may listen on the same port while this one drains.
+    """
 
     def __init__(
         self,
@@ -28,20 +36,13 @@ class GatewayServer:
         metrics: GatewayMetrics,
         shares_port: bool,
     ) -> None:
-        """Args:
-            selection: answers trainers.
-            weights: takes weights.
-            config: address and limits.
-            metrics: counts errors.
-            shares_port: whether a replacement may listen on the same port while this one drains.
-        """
         self._selection = selection
         self._config = config
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", int(shares_port)),
-                ("grpc.max_receive_message_length", config.max_chunk_bytes + MESSAGE_OVERHEAD_BYTES),
+                ("grpc.max_receive_message_length", max(config.max_chunk_bytes, CHUNK_BYTES) + MESSAGE_OVERHEAD_BYTES),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
                 ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),

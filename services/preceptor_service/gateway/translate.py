@@ -30,7 +30,9 @@ def selection(step: int, rank: int, selected: Selected, receive_s: float, total_
     )
 
 
-def scores(scored: Scored, pinned: Pinned, stages: Stages, receive_s: float, total_s: float) -> selection_pb2.ScoreResponse:
+def scores(
+    scored: Scored, pinned: Pinned, stages: Stages, receive_s: float, total_s: float
+) -> selection_pb2.ScoreResponse:
     """Returns losses and scores of one super-batch."""
     learner, reference = scored.learner_losses, scored.reference_losses
     return selection_pb2.ScoreResponse(

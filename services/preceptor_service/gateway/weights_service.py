@@ -13,9 +13,10 @@ from preceptor.errors import InvalidMessageError, InvalidWeightsError
 from preceptor.v1 import weights_pb2
 from preceptor_service.gateway import translate
 from preceptor_service.gateway.body import ChunkOrder, next_message
+from preceptor_service.gateway.upload import Upload
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.runs import ActiveRun, RunRegistry
-from preceptor_service.weight_store import Role, Staged, WeightStore
+from preceptor_service.weight_store import Role, WeightStore
 
 Context: TypeAlias = grpc.aio.ServicerContext
 
@@ -45,21 +46,18 @@ class WeightsService:
         role = _role(header)
         run = await self._runs.get(header.run_id)
         base = await asyncio.to_thread(self._weight_store.head, run.run_id, role)
-        staged = await asyncio.to_thread(self._weight_store.stage, header.total_bytes)
-        try:
-            await self._receive(requests, staged)
-            await asyncio.to_thread(self._runs.check_weights, run, role, staged.path)
-            version = await asyncio.to_thread(
+        async with Upload(self._weight_store, header.total_bytes) as upload:
+            await self._receive(requests, upload)
+            await upload.do(self._runs.check_weights, run, role, upload.staged.path)
+            version = await upload.do(
                 self._weight_store.commit,
                 run.run_id,
                 role,
-                staged,
+                upload.staged,
                 step=header.step,
                 base_version=base.version if base else 0,
                 rewind=header.rewind,
             )
-        finally:
-            await asyncio.to_thread(staged.close)
         self._metrics.pushes.labels(run.run_id, role).inc()
         self._metrics.push_seconds.labels(run.run_id).inc(time.perf_counter() - started)
         report = await (
@@ -82,7 +80,8 @@ class WeightsService:
             reference=translate.weights_version(reference) if reference else None,
         )
 
-    async def _receive(self, requests: AsyncIterator[weights_pb2.PushWeightsRequest], staged: Staged) -> None:
+    async def _receive(self, requests: AsyncIterator[weights_pb2.PushWeightsRequest], upload: Upload) -> None:
+        staged = upload.staged
         order = ChunkOrder(staged.total_bytes)
         while not order.is_complete:
             request = await next_message(requests)
@@ -93,11 +92,11 @@ class WeightsService:
                 )
             if kind != "chunk":
                 raise InvalidMessageError("something other than a Chunk came inside the weights")
-            await asyncio.to_thread(staged.write, order.accept(request.chunk))
+            await upload.do(staged.write, order.accept(request.chunk))
         last = await next_message(requests)
         if last.WhichOneof("kind") != "commit":
             raise InvalidMessageError("the weights do not end with PushCommit; send it last")
-        await asyncio.to_thread(staged.seal, last.commit.sha256)
+        await upload.do(staged.seal, last.commit.sha256)
 
 
 def _role(header: weights_pb2.PushHeader) -> Role:
@@ -106,6 +105,8 @@ def _role(header: weights_pb2.PushHeader) -> Role:
         raise InvalidMessageError(f"role is {header.role}; name learner or reference")
     if header.step < 0:
         raise InvalidMessageError(f"step is {header.step}; steps start at 0")
+    if role == "reference" and header.step:
+        raise InvalidMessageError(f"step is {header.step}; a reference has step 0")
     if header.total_bytes < 1:
         raise InvalidWeightsError(f"the weights have {header.total_bytes} bytes; push at least one tensor")
     return role

@@ -10,23 +10,24 @@ from ray import serve
 from preceptor.errors import PreceptorError
 from preceptor_service.config import ServiceConfig, parse_config
 from preceptor_service.models import ArchitectureRegistry
-from preceptor_service.run_models import committed_models
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.in_process import InProcessPool
 from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ModelRef, ScoringModels
+from preceptor_service.scoring.run_models import committed_models
 from preceptor_service.weight_store import WeightStore
 
 logger = logging.getLogger(__name__)
 
 
 class Scorer:
-    """One scorer replica. Serve reports it healthy once the committed weights are loaded."""
+    """One scorer replica. Serve reports it healthy once the committed weights are loaded.
+
+    Args:
+        settings: a `ServiceConfig` as plain values.
+    """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        """Args:
-            settings: a `ServiceConfig` as plain values.
-        """
         config = parse_config(settings)
         weight_store = WeightStore(config.weights.path, config.weights.keep_versions, config.weights.max_bytes)
         engine = ScoringEngine(
@@ -65,7 +66,7 @@ def scorer_deployment(config: ServiceConfig, num_gpus: float) -> serve.Deploymen
                 "target_ongoing_requests": max(1, scorer.max_ongoing // 2),
             }
         }
-    return serve.deployment(Scorer).options(
+    return serve.deployment(
         name="Scorer",
         ray_actor_options={"num_cpus": scorer.num_cpus, "num_gpus": num_gpus},
         max_ongoing_requests=scorer.max_ongoing,
@@ -73,7 +74,7 @@ def scorer_deployment(config: ServiceConfig, num_gpus: float) -> serve.Deploymen
         health_check_period_s=2,
         health_check_timeout_s=30,
         **scaling,
-    )
+    )(Scorer)
 
 
 def _load_committed(engine: ScoringEngine, runs: RunStore, weights: WeightStore, limit_bytes: int) -> None:

@@ -20,9 +20,7 @@ def architecture_of(spec: RunSpec, role: Role) -> tuple[str, Mapping[str, Config
     return spec.model, spec.model_config
 
 
-def scoring_models(
-    spec: RunSpec, learner: WeightsVersion | None, reference: WeightsVersion | None
-) -> ScoringModels:
+def scoring_models(spec: RunSpec, learner: WeightsVersion | None, reference: WeightsVersion | None) -> ScoringModels:
     """Returns what scorers need for the run's score rule, as far as it was pushed."""
     rule = SCORE_RULES[spec.score]
     return ScoringModels(

@@ -1,0 +1,62 @@
+"""Which settings a run may have: every bound of a `RunSpec` that needs no model to be built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from preceptor.errors import InvalidRunError
+from preceptor.runs import ConfigValue, RunSpec
+from preceptor_service.scores import SCORE_RULES
+from preceptor_service.selectors import SELECTORS
+from preceptor_service.tasks import TASKS
+
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_TEMPERATURE = (1e-6, 1e6)
+_DEADLINE_S = (1e-3, 3600.0)
+_INT64_MAX = 2**63 - 1
+_MAX_SETTINGS = 64
+_MAX_LIST = 64
+_MAX_TEXT = 256
+
+
+def check_spec(spec: RunSpec) -> None:
+    """Checks names, ranges and sizes.
+
+    Raises:
+        InvalidRunError: naming the setting, its value and the limit.
+    """
+    if not RUN_ID.fullmatch(spec.run_id):
+        raise InvalidRunError(f"run_id is {spec.run_id[:80]!r}; it must match {RUN_ID.pattern}")
+    for name, value, known in (
+        ("task", spec.task, TASKS),
+        ("score", spec.score, SCORE_RULES),
+        ("selector", spec.selector, SELECTORS),
+    ):
+        if value not in known:
+            raise InvalidRunError(f"{name} is {value[:64]!r}; choose one of {sorted(known)}")
+    for config in (spec.model_config, spec.reference_model_config):
+        _check_model_config(config)
+    _check_range("temperature", spec.temperature, *_TEMPERATURE)
+    _check_range("seed", spec.seed, 0, _INT64_MAX)
+    if spec.max_staleness_steps is not None:
+        _check_range("max_staleness_steps", spec.max_staleness_steps, 0, _INT64_MAX)
+    if spec.deadline_s is not None:
+        _check_range("deadline_s", spec.deadline_s, *_DEADLINE_S)
+
+
+def _check_model_config(config: Mapping[str, ConfigValue]) -> None:
+    if len(config) > _MAX_SETTINGS:
+        raise InvalidRunError(f"a model config has {len(config)} settings; at most {_MAX_SETTINGS} can be given")
+    for name, value in config.items():
+        limit = _MAX_TEXT if isinstance(value, str) else _MAX_LIST
+        if isinstance(value, str | Sequence) and len(value) > limit:
+            unit = "characters" if isinstance(value, str) else "values"
+            raise InvalidRunError(
+                f"model config setting {name[:64]!r} has {len(value)} {unit}; at most {limit} can be given"
+            )
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InvalidRunError(f"{name} is {value}; choose from {low:g} to {high:g}")

@@ -1,0 +1,77 @@
+"""Settings: read once, every wrong one named."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from preceptor_service.config import ConfigError, ServiceConfig, load_config, parse_config
+from preceptor_service.config_reference import default_yaml
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "preceptor.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_no_file_gives_the_defaults() -> None:
+    assert load_config(None) == ServiceConfig()
+
+
+def test_the_annotated_defaults_load_into_the_defaults_and_lie_in_deploy(tmp_path: Path, repository: Path) -> None:
+    assert load_config(written(tmp_path, default_yaml())) == ServiceConfig()
+    assert (repository / "deploy" / "config.yaml").read_text() == default_yaml(), (
+        "run: preceptor config > deploy/config.yaml"
+    )
+
+
+def test_every_setting_has_a_meaning() -> None:
+    lines = default_yaml().splitlines()
+    bare = [
+        line
+        for before, line in itertools.pairwise(lines)
+        if line.strip() and not line.lstrip().startswith("#") and not before.lstrip().startswith("#")
+    ]
+    assert bare == []
+
+
+def test_a_file_of_some_settings_keeps_the_defaults_of_others_and_flags_win(tmp_path: Path) -> None:
+    path = written(tmp_path, "gateway:\n  port: 1234\n  drain_s: 5\nscorer: {replicas: 3}\n")
+    config = load_config(path, {"gateway": {"port": 4321}})
+    assert (config.gateway.port, config.gateway.drain_s, config.scorer.replicas) == (4321, 5.0, 3)
+    assert config.metrics == ServiceConfig().metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("gatewey: {}", "gatewey: no such setting"),
+        ("gateway: {prot: 1}", "gateway.prot: no such setting"),
+        ("gateway: {port: 70000}", r"gateway.port: Input should be less than or equal to 65535 \(is 70000\)"),
+        ("gateway: {port: many}", "gateway.port: Input should be a valid integer"),
+        ("pool: threads", r"pool: Input should be 'ray' or 'in-process' \(is 'threads'\)"),
+        ("weights: {keep_versions: 1}", "weights.keep_versions: Input should be greater than or equal to 2"),
+        ("gateway: {window_bytes: 10, max_super_batch_bytes: 11}", "max_super_batch_bytes 11 is above window_bytes 10"),
+        ("[1, 2]", "holds a list; it must be a mapping"),
+        ("a: [", "cannot read"),
+        ("gateway: {drain_s: .nan}", "gateway.drain_s"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_value_and_limit(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(written(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_settings_survive_the_way_to_another_process() -> None:
+    config = parse_config({"scorer": {"max_replicas": 4}, "architectures": {"own": "package.module:function"}})
+    assert parse_config(config.model_dump(mode="json")) == config
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config

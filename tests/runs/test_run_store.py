@@ -1,0 +1,81 @@
+"""Run records: created once, read back as they were, gone when deleted."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from preceptor import RunSpec
+from preceptor.errors import InternalError, RunExistsError, RunNotFoundError
+from preceptor_service.run_store import RunRecord, RunStore
+
+FULL = RunSpec(
+    run_id="full",
+    model="small_cnn",
+    model_config={"a": 1, "b": 0.1, "c": True, "d": "text", "e": (1, 2), "f": (0.1, 0.2), "g": -(2**62)},
+    reference_model="other",
+    reference_model_config={"width": 3},
+    reference_digest="sha256:" + "0" * 64,
+    score="hard_learner",
+    selector="top_k",
+    temperature=0.1,
+    seed=2**63 - 1,
+    max_staleness_steps=0,
+    on_stale="wait",
+    deadline_s=0.123456789,
+    on_deadline="uniform",
+)
+
+
+def record(spec: RunSpec = FULL, rows: int = 64) -> RunRecord:
+    return RunRecord(spec, 1234.5, rows)
+
+
+def test_a_record_is_read_back_as_it_was_by_another_store_object(tmp_path: Path) -> None:
+    RunStore(tmp_path).create(record())
+    assert RunStore(tmp_path).read("full") == record()
+
+
+def test_creating_the_same_spec_again_keeps_the_first_record(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    store.create(record(rows=64))
+    assert store.create(record(rows=128)).micro_batch_rows == 64
+
+
+def test_another_spec_under_the_same_name_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    store.create(record())
+    with pytest.raises(RunExistsError, match="exists with other settings: seed is 9223372036854775807, asked for 3;"):
+        store.create(record(RunSpec(**{**vars(FULL), "seed": 3})))
+
+
+def test_of_many_creations_at_once_one_record_wins_and_all_see_it(tmp_path: Path) -> None:
+    stores = [RunStore(tmp_path) for _ in range(16)]
+    with ThreadPoolExecutor(16) as threads:
+        records = list(threads.map(lambda pair: pair[1].create(record(rows=pair[0] + 1)), enumerate(stores)))
+    assert len({stored.micro_batch_rows for stored in records}) == 1
+    assert {path.name for path in (tmp_path / "runs" / "full").iterdir()} == {"run.json"}
+
+
+def test_a_deleted_run_is_not_found(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    store.create(record())
+    store.delete("full")
+    assert store.list() == []
+    with pytest.raises(RunNotFoundError, match="there is no run 'full'"):
+        store.read("full")
+    with pytest.raises(RunNotFoundError):
+        store.delete("full")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[1]", '{"spec": {"runId": 3}, "create_time_s": 1, "micro_batch_rows": 1}']
+)
+def test_a_damaged_record_is_an_error_that_names_the_run(tmp_path: Path, content: str) -> None:
+    store = RunStore(tmp_path)
+    store.create(record())
+    (tmp_path / "runs" / "full" / "run.json").write_text(content)
+    with pytest.raises(InternalError, match="the record of run 'full' is damaged"):
+        store.read("full")
