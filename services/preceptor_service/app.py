@@ -41,8 +41,7 @@ def start_service(config: ServiceConfig) -> RunningService:
     Raises:
         ConfigError: a port is taken, or a setting does not work here.
     """
-    weights = config.weights.model_copy(update={"path": config.weights.path.expanduser().absolute()})
-    config = config.model_copy(update={"weights": weights})
+    config = config.with_absolute_paths()
     return EmbeddedService(config) if config.pool == "in-process" else RayService(config)
 
 

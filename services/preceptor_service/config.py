@@ -183,6 +183,10 @@ class ServiceConfig(_Section):
         description="More architectures that runs may name: name → 'package.module:function' of the operator's own.",
     )
 
+    def with_absolute_paths(self) -> ServiceConfig:
+        """Returns the same settings, whose files are found from any directory."""
+        return ServiceConfig.model_validate(_absolute(self.model_dump()))
+
     @property
     def is_insecure(self) -> bool:
         """Whether strangers may be able to use it: it listens beyond this machine, and asks nobody who they are."""
@@ -197,6 +201,12 @@ class ServiceConfig(_Section):
             f"auth without tls on {self.gateway.host}: tokens would travel in the clear; configure tls, listen on "
             "127.0.0.1, or set auth.allow_plaintext where something in front of the gateway ends TLS"
         )
+
+
+def _absolute(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {name: _absolute(value) for name, value in settings.items()}
+    return settings.expanduser().absolute() if isinstance(settings, Path) else settings
 
 
 def is_loopback(host: str) -> bool:

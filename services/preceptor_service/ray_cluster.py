@@ -9,6 +9,8 @@ import sys
 
 from preceptor_service.config import ConfigError
 
+logger = logging.getLogger(__name__)
+
 _MIN_RAY = (2, 60)
 
 
@@ -31,6 +33,12 @@ class RayCluster:
 
         if tuple(map(int, ray.__version__.split(".")[:2])) < _MIN_RAY:
             raise ConfigError(f"Ray is {ray.__version__}; before 2.60 it opens unauthenticated ports, so upgrade it")
+        if address != "local" and os.environ.get("RAY_AUTH_MODE") != "token":
+            logger.warning(
+                "RAY_AUTH_MODE is %r and RAY_ADDRESS names a cluster: whoever reaches its ports can run code on it; "
+                "start it with RAY_AUTH_MODE=token, or keep its ports unreachable",
+                os.environ.get("RAY_AUTH_MODE"),
+            )
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:
             ray.init(

@@ -40,13 +40,13 @@ class AuditLog:
             logger.addHandler(logging.StreamHandler())
 
     def write(
-        self, method: str, *, run: str, identity: str | None, peer: str, code: str, digest: str | None = None
+        self, method: str, *, run: str | None, identity: str | None, peer: str, code: str, digest: str | None = None
     ) -> None:
         """Writes one line.
 
         Args:
             method: name of the rpc.
-            run: as the caller named it.
+            run: as the caller named it; None where it named none.
             identity: None where the caller is unknown.
             peer: network address of the caller, as gRPC gives it.
             code: status code by name, `OK` where it was done.
@@ -57,7 +57,7 @@ class AuditLog:
             "identity": identity,
             "peer": peer,
             "method": method,
-            "run": run[:64],
+            "run": run[:64] if run is not None else None,
             "code": code,
             "digest": digest,
         }

@@ -58,6 +58,11 @@ class Caller:
             return True
         return (owner is not None and owner == self.identity) or self.grants.allow(role, run_id)
 
+    @property
+    def is_admin_of_all(self) -> bool:
+        """Whether the caller has every role on every run."""
+        return self.grants is None or "*" in self.grants.patterns.get("admin", ())
+
 
 UNRESTRICTED = Caller(None, None)
 """The caller of a service that asks nobody who they are."""

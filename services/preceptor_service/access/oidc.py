@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jwt
-from jwt.types import Options
 
 from preceptor.errors import UnauthenticatedError, UnavailableError
 from preceptor_service.access.watched import Watched
@@ -174,7 +173,6 @@ class TokenVerifier:
         fitting = [key for key in _candidates(keys, kid) if key.key_type == _KEY_TYPES[algorithm]]
         if len(fitting) != 1:
             raise UnauthenticatedError(_REJECTED)
-        options: Options = {"require": ["exp", "iss", "aud", "sub"], "verify_iat": False}
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,
@@ -183,7 +181,7 @@ class TokenVerifier:
                 audience=self._config.audience,
                 issuer=self._config.issuer,
                 leeway=self._config.leeway_s,
-                options=options,
+                options={"require": ["exp", "iss", "aud", "sub"], "verify_iat": False},
             )
         except jwt.ExpiredSignatureError:
             raise UnauthenticatedError("the token has expired; get a new one from the identity provider") from None
