@@ -13,11 +13,21 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from preceptor import PreceptorError, RunStatus, SelectionClient
+from preceptor import PreceptorError, RunStatus
 from preceptor_service.app import start_service
+from preceptor_service.cli_connection import (
+    Target,
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TokenFile,
+    UsesTls,
+    open_client,
+)
 from preceptor_service.config import ConfigError, ServiceConfig, load_config
 from preceptor_service.config_reference import default_yaml
 from preceptor_service.gateway.gateway import Ports
+from preceptor_service.token_command import token
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +38,7 @@ app = typer.Typer(
 console = Console()
 complaints = Console(stderr=True)
 
-Target = Annotated[str, typer.Option("--target", "-t", help="Gateway to ask, host:port.", envvar="PRECEPTOR_TARGET")]
+app.command()(token)
 
 
 @app.command()
@@ -70,10 +80,15 @@ def status(
     target: Target = "localhost:7600",
     interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one table and leave.")] = False,
+    tls: UsesTls = False,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Watch the runs of a gateway: versions, staleness, throughput."""
     try:
-        with SelectionClient(target) as client:
+        with open_client(target, tls, tls_ca, tls_certificate, tls_key, token_file) as client:
             before, since = client.list_runs(), time.monotonic()
             if once:
                 console.print(_status_table(target, before, before, 0.0))
@@ -86,16 +101,27 @@ def status(
                     before, since = runs, now
     except KeyboardInterrupt:
         return
+    except ConfigError as error:
+        raise _failed(str(error)) from error
     except PreceptorError as error:
         raise _failed(f"{target}: {error}") from error
 
 
 @app.command()
-def runs(target: Target = "localhost:7600") -> None:
+def runs(
+    target: Target = "localhost:7600",
+    tls: UsesTls = False,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+) -> None:
     """List the runs of a service and their settings."""
     try:
-        with SelectionClient(target) as client:
+        with open_client(target, tls, tls_ca, tls_certificate, tls_key, token_file) as client:
             found = client.list_runs()
+    except ConfigError as error:
+        raise _failed(str(error)) from error
     except PreceptorError as error:
         raise _failed(f"{target}: {error}") from error
     table = Table(title=f"Runs at {target}")
@@ -152,13 +178,24 @@ def _or_dash(value: int | None) -> str:
 
 def _banner(settings: ServiceConfig, ports: Ports) -> str:
     metrics = f"http://{settings.metrics.host}:{ports.metrics}/metrics" if ports.metrics else "off"
+    warning = (
+        "[bold red]insecure: anybody who reaches this port may read, push and delete every run.[/bold red]\n"
+        "[red]Configure tls and auth (docs/security.md), or listen on 127.0.0.1.[/red]\n"
+    )
     return (
+        f"{warning if settings.is_insecure else ''}"
         f"[bold]preceptor[/bold] is serving on {settings.gateway.host}:{ports.grpc}\n"
+        f"  access   {_access(settings)}\n"
         f"  metrics  {metrics}\n"
         f"  pool     {settings.pool}, {settings.scorer.replicas} scorer(s) on {settings.scorer.device}\n"
         f"  store    {settings.weights.path.absolute()}\n"
         "Ctrl-C stops it."
     )
+
+
+def _access(settings: ServiceConfig) -> str:
+    transport = "plaintext" if settings.tls is None else "mTLS" if settings.tls.client_ca else "TLS"
+    return f"{transport}, {'everybody who reaches it' if settings.auth is None else 'whom the access file grants it'}"
 
 
 def _overrides(
