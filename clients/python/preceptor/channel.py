@@ -153,6 +153,11 @@ class Connection:
             raise ClosedError(f"the client of {self.target} is closed; open a new SelectionClient")
 
     @property
+    def renews_token(self) -> bool:
+        """Whether a call may carry another token than the one before."""
+        return callable(self._token)
+
+    @property
     def is_own_process(self) -> bool:
         """Whether this is the process that opened the connection, not a fork of it."""
         return os.getpid() == self._pid

@@ -365,7 +365,8 @@ class SelectStream:
                 settlements.tell()
         except grpc.RpcError as raised:
             failure = rpc_failure(raised, what)
-            if attempt.opened is not None and isinstance(failure.error, UnauthenticatedError):
+            is_outlived = attempt.opened is not None and isinstance(failure.error, UnauthenticatedError)
+            if is_outlived and self._connection.renews_token:
                 # The stream outlived its token; whether there is a newer one shows when the next stream opens.
                 failure = RpcFailure(failure.error, is_transport=True)
         with self._changed:

@@ -139,7 +139,9 @@ def _complaints(error: ValidationError, settings: object) -> list[str]:
             f"entry {hashes.index(part) + 1}" if depth == 1 and item["loc"][0] == "tokens" else str(part)
             for depth, part in enumerate(item["loc"])
         ]
-        problem = "no such setting" if item["type"] == "extra_forbidden" else item["msg"]
+        problem = item["msg"]
+        if item["type"] == "extra_forbidden":
+            where, problem = where[:-1], "has a setting that is unknown"
         lines.append(f"  {', '.join(where) or 'the file'}: {problem}")
     return lines
 

@@ -86,7 +86,8 @@ class FileKeys:
 class UrlKeys:
     """Keys from an https URL, kept; fetched again now and then, and for an unknown `kid`, at most every 10 s.
 
-    Lives on one event loop; fetches in a thread. Where the provider cannot be reached the keys stay in use for a day.
+    Lives on one event loop; fetches in a thread, and owns a task per fetch in the background, which ends by itself.
+    Where the provider cannot be reached the keys stay in use for a day.
 
     Args:
         url: https.
@@ -116,27 +117,32 @@ class UrlKeys:
         self._keys: Keys | None = None
         self._fetched_at = 0.0
         self._tried_at: float | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self.generation = 0
 
     async def keys(self, kid: str | None) -> Keys:
-        """Returns the keys, fetched anew where they are old or `kid` is unknown; see `KeySource.keys`."""
-        if self._is_worth_a_look(kid):
+        """Returns the keys, fetched anew where `kid` is unknown, and in the background where they are old."""
+        if not self._knows(kid):
             async with self._lock:
-                if self._is_worth_a_look(kid):
+                if not self._knows(kid) and self._may_look():
                     await self._look()
+        elif self._clock() - self._fetched_at > _REFRESH_S and self._may_look():
+            self._refreshing = asyncio.create_task(self._look())
         keys = self._keys
         if keys is None or self._clock() - self._fetched_at > _MAX_AGE_S:
             raise UnavailableError("the identity provider's keys cannot be fetched; try again later")
         return keys
 
-    def _is_worth_a_look(self, kid: str | None) -> bool:
-        now = self._clock()
-        if self._tried_at is not None and now - self._tried_at < _RETRY_S:
+    def _knows(self, kid: str | None) -> bool:
+        return self._keys is not None and (kid is None or kid in self._keys)
+
+    def _may_look(self) -> bool:
+        if self._tried_at is not None and self._clock() - self._tried_at < _RETRY_S:
             return False
-        return self._keys is None or kid not in self._keys or now - self._fetched_at > _REFRESH_S
+        self._tried_at = self._clock()
+        return True
 
     async def _look(self) -> None:
-        self._tried_at = self._clock()
         try:
             async with asyncio.timeout(2 * _FETCH_TIMEOUT_S):
                 keys = parse_keys(await asyncio.to_thread(self._fetch, self._url, self._context))
@@ -217,7 +223,7 @@ def parse_keys(content: bytes) -> Keys:
     try:
         entries = json.loads(content)["keys"]
         keys = [_key(entry) for entry in entries]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (AttributeError, ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError("the OIDC keys are not a JWK set") from None
     by_id: dict[str | None, tuple[jwt.PyJWK, ...]] = {}
     for key in keys:
