@@ -12,7 +12,7 @@ help: ## Show what can be made.
 venv: .venv/.installed ## Install everything into .venv (again only after pyproject.toml or constraints.txt changed).
 
 demo: .venv/.installed ## Train with and without selection through a local service (DATA=digits or fashion-mnist).
-	$(BIN)/python examples/demo.py --data $(DATA)
+	$(BIN)/python -m examples.demo --data $(DATA)
 
 test: .venv/.installed ## Run all tests.
 	$(BIN)/python -m pytest

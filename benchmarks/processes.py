@@ -88,7 +88,7 @@ def child(module: str, *arguments: str) -> Iterator[Child]:
 
 @contextmanager
 def service(settings: dict[str, Any], *, with_proxy: bool = False) -> Iterator[dict[str, Any]]:
-    """Runs the service on free ports and an empty store, and yields its `grpc`, `metrics` and `gateway_pid`.
+    """Runs the service on free ports and an empty store, and yields its `grpc`, `metrics`, `gateway_pid` and `store`.
 
     Args:
         settings: sections of `ServiceConfig` on top of that.
@@ -104,7 +104,7 @@ def service(settings: dict[str, Any], *, with_proxy: bool = False) -> Iterator[d
             "weights": {"path": str(Path(store))},
         }
         with child("serve", json.dumps(config), *(["--with-proxy"] if with_proxy else [])) as running:
-            yield running.hello
+            yield {**running.hello, "store": store}
 
 
 def requests() -> Iterator[dict[str, Any]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 _INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,17 +25,24 @@ def main(arguments: list[str] | None = None) -> int:
         from preceptor import PreceptorError
         from preceptor_service.config import ConfigError
     # So far nothing was started, and Ctrl-C just ended the process. From here on there is something to stop.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
     try:
         comparison.run(options.data, options.seed, options.updates, options.pool, options.out, console)
     except KeyboardInterrupt:
-        complaints.print("demo: interrupted; everything that it started is stopped")
+        complaints.print("demo: interrupted")
         return _INTERRUPTED
     except (DataMissingError, ConfigError, PreceptorError) as error:
         complaints.print(f"demo: {error}")
         return 1
     return 0
+
+
+def _interrupt(*_: object) -> None:
+    """Breaks off what is going on, and lets no second Ctrl-C break off the tidying up, which Ray ends at exit."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _whole(least: int):  # type: ignore[no-untyped-def]
+def _whole(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
         if value < least:

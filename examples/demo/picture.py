@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
-
-from examples.demo.training import History
 
 if TYPE_CHECKING:
     from examples.demo.comparison import Comparison
@@ -45,22 +44,32 @@ def _draw_accuracy(axes: Axes, found: Comparison) -> None:
     for name, arm in found.histories.items():
         axes.plot(arm.evaluated_at, arm.accuracy, color=_COLOURS[name], label=name, linewidth=2)
     axes.axhline(target, color=_INK, linewidth=1, linestyle=(0, (4, 3)), label=f"uniform's best, {target:.1%}")
-    for name, arm in found.histories.items():
-        _mark_arrival(axes, arm, target, _COLOURS[name])
+    _mark_arrivals(axes, found, target)
     lowest = min(min(arm.accuracy[len(arm.accuracy) // 4 :]) for arm in found.histories.values())
     axes.set_ylim(bottom=max(0.0, lowest - 0.15), top=1.0)
     _dress(axes, "Test accuracy", found.recipe.updates)
     axes.legend(loc="lower right", frameon=False)
 
 
-def _mark_arrival(axes: Axes, arm: History, target: float, colour: str) -> None:
-    reached = arm.updates_to(target)
-    if reached is None:
-        return
-    axes.plot([reached], [target], "o", color=colour, markersize=7, markeredgecolor="white", zorder=5)
-    axes.annotate(
-        f"{reached}", (reached, target), xytext=(-6, 7), textcoords="offset points", ha="right", color=colour, weight="bold"
-    )
+def _mark_arrivals(axes: Axes, found: Comparison, target: float) -> None:
+    """Marks where each arm first had `target`, with the number of updates at the upper edge."""
+    arrivals = sorted((arm.updates_to(target) or math.inf, name) for name, arm in found.histories.items())
+    # The labels stand on the outer sides of their lines, so that near ones do not meet.
+    for (updates, name), side in zip(arrivals, ("right", "left"), strict=True):
+        if math.isinf(updates):
+            continue
+        axes.vlines(updates, target, 1.0, color=_COLOURS[name], linestyle=":", linewidth=1.2)
+        axes.plot([updates], [target], "o", color=_COLOURS[name], markersize=7, markeredgecolor="white", zorder=5)
+        axes.annotate(
+            f"{updates:.0f}",
+            (updates, 1.0),
+            xytext=(-5 if side == "right" else 5, -4),
+            textcoords="offset points",
+            ha=side,
+            va="top",
+            color=_COLOURS[name],
+            weight="bold",
+        )
 
 
 def _draw_wrong_labels(axes: Axes, found: Comparison) -> None:
@@ -87,4 +96,5 @@ def smoothed(values: list[float], window: int) -> NDArray[np.float64]:
     total = np.cumsum([0.0, *values])
     end = np.arange(1, len(values) + 1)
     begin = np.maximum(0, end - window)
-    return (total[end] - total[begin]) / (end - begin)
+    means: NDArray[np.float64] = (total[end] - total[begin]) / (end - begin)
+    return means

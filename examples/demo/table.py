@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -18,20 +19,18 @@ Row = tuple[str, str, str]
 
 def rows(found: Comparison) -> list[Row]:
     """Returns (quantity, value of the uniform arm, value of the learnability arm) of each row."""
-    uniform, selected = found.histories["uniform"], found.histories["learnability"]
-    both = (uniform, selected)
-    target = uniform.best_accuracy
+    target = found.histories["uniform"].best_accuracy
     return [
         (f"updates to {target:.1%} (uniform's best)", *_updates(found)),
-        ("best test accuracy", *(f"{arm.best_accuracy:.1%}" for arm in both)),
-        (f"final test accuracy, {found.recipe.updates} updates", *(f"{arm.accuracy[-1]:.1%}" for arm in both)),
-        ("wrong labels among those trained on", *(f"{_mean(arm.corrupt_share):.0%}" for arm in both)),
-        ("compute to get there, all charged¹", "100 %", _compute(found, charge_training=True)),
-        ("… without the reference's training", "100 %", _compute(found, charge_training=False)),
-        ("exposed wait per update²", *(f"{_per_update_ms(arm, arm.selection_wait_s):.1f} ms" for arm in both)),
-        ("wait for pushes, per update", *(f"{_per_update_ms(arm, arm.push_wait_s):.1f} ms" for arm in both)),
-        ("candidates per second³", *(f"{arm.candidates / arm.training_s:,.0f}" for arm in both)),
-    ]  # fmt: skip
+        ("best test accuracy", *_both(found, lambda arm: f"{arm.best_accuracy:.1%}")),
+        (f"final test accuracy, {found.recipe.updates} updates", *_both(found, lambda arm: f"{arm.accuracy[-1]:.1%}")),
+        ("wrong labels among those trained on", *_both(found, lambda arm: f"{_mean(arm.corrupt_share):.0%}")),
+        ("compute to get there, all charged¹", "100%", _compute(found, charge_training=True)),
+        ("… without the reference's training", "100%", _compute(found, charge_training=False)),
+        ("exposed wait per update²", *_both(found, lambda arm: _per_update(arm, arm.selection_wait_s))),
+        ("wait for pushes, per update", *_both(found, lambda arm: _per_update(arm, arm.push_wait_s))),
+        ("candidates per second³", *_both(found, lambda arm: f"{arm.candidates / arm.training_s:,.0f}")),
+    ]
 
 
 def table(found: Comparison) -> Table:
@@ -49,6 +48,7 @@ def footnotes(found: Comparison) -> str:
     """Returns what the rows count, and what speaks against reading too much into them."""
     recipe, share = found.recipe, found.online_flops_share
     notes = [
+        f"Updates until a test, every {recipe.evaluate_every}, first gave that accuracy; later ones may fall below it.",
         f"¹ FLOPs: learner forward and backward on {recipe.sub_batch_size}; online model ({share:.1%} of the learner) "
         f"trained on the same {recipe.sub_batch_size}; online model and reference ({share:.1%}) forward on "
         f"{recipe.super_batch_size}; the reference's own training, {recipe.reference_updates} updates.",
@@ -80,7 +80,7 @@ def _compute(found: Comparison, charge_training: bool) -> str:
         ratio=found.recipe.ratio,
         charge_reference_training=found.recipe.reference_updates / needed if charge_training else 0.0,
     )
-    return f"{100 * compute:.0f} %" if selected is not None else f"never; spent {100 * compute:.0f} %"
+    return f"{compute:.0%}" if selected is not None else f"never; spent {compute:.0%}"
 
 
 def _needed(found: Comparison) -> tuple[int, int | None]:
@@ -90,8 +90,12 @@ def _needed(found: Comparison) -> tuple[int, int | None]:
     return uniform.evaluated_at[uniform.accuracy.index(target)], found.histories["learnability"].updates_to(target)
 
 
-def _per_update_ms(arm: History, seconds: float) -> float:
-    return 1000 * seconds / len(arm.corrupt_share)
+def _both(found: Comparison, shown: Callable[[History], str]) -> tuple[str, str]:
+    return shown(found.histories["uniform"]), shown(found.histories["learnability"])
+
+
+def _per_update(arm: History, seconds: float) -> str:
+    return f"{1000 * seconds / len(arm.corrupt_share):.1f} ms"
 
 
 def _mean(values: list[float]) -> float:

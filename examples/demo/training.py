@@ -60,7 +60,7 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe(
-        updates=400, reference_updates=400, super_batch_size=320, sub_batch_size=64, learner_width=64, online_width=16,
+        updates=400, reference_updates=400, super_batch_size=192, sub_batch_size=64, learner_width=64, online_width=16,
         learning_rate=1e-3, reference_learning_rate=3e-3, push_every=10, evaluate_every=10,
     ),
     "fashion-mnist": Recipe(
@@ -118,7 +118,7 @@ class Trainee:
     def update(self, image: torch.Tensor, label: torch.Tensor) -> None:
         """Takes one step on the mean cross-entropy."""
         self._optimiser.zero_grad()
-        cross_entropy(self.model(image), label).backward()
+        cross_entropy(self.model(image), label).backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
         self._schedule.step()
 
@@ -152,7 +152,7 @@ def train_learner(run: Run, parts: Parts, recipe: Recipe, seed: int, watch: Watc
     """Trains the learner on what `run` selects, and returns what happened.
 
     Algorithm 1 of arXiv 2312.05328: learner and small online model take one step on the same sub-batch; the online
-    model's weights are pushed every few updates and score the candidates. A run that scores nothing has no online model.
+    model's weights are pushed every few updates and score the candidates. A uniform run has no online model.
     """
     learner_config = model_config(parts.test.image.shape[-1], recipe.learner_width)
     learner = Trainee(build_model(learner_config, seed), recipe.updates, recipe.learning_rate)
@@ -195,8 +195,9 @@ def train_learner(run: Run, parts: Parts, recipe: Recipe, seed: int, watch: Watc
 def accuracy_of(model: nn.Module, images: Images) -> float:
     """Returns the share of images whose label the model gives, in [0, 1]."""
     with torch.inference_mode():
-        guesses = [model(part).argmax(1) for part in torch.from_numpy(images.image).split(500)]
-    return float(np.mean(torch.cat(guesses).numpy() == images.label))
+        parts = DataLoader(TensorDataset(torch.from_numpy(images.image)), batch_size=500)
+        guesses = torch.cat([model(image).argmax(1) for (image,) in parts])
+    return float(np.mean(guesses.numpy() == images.label))
 
 
 def forward_flops(config: dict[str, int]) -> int:

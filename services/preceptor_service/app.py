@@ -6,20 +6,23 @@ The only place that decides what runs where. Called by the command line, the dem
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import closing
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from preceptor_service.config import ConfigError, ServiceConfig
+from preceptor_service.gateway.access import check_access
 from preceptor_service.gateway.gateway import Gateway, Ports
 from preceptor_service.ray_cluster import RayCluster
 
 T = TypeVar("T")
 
 _START_TIMEOUT_S = 120.0
+_STOP_MARGIN_S = 15.0
 
 
 class RunningService(Protocol):
@@ -39,9 +42,14 @@ def start_service(config: ServiceConfig) -> RunningService:
     """Starts the service and returns once it answers.
 
     Raises:
-        ConfigError: a port is taken, or a setting does not work here.
+        ConfigError: a port is taken, or a setting does not work here; names the setting.
     """
     config = config.with_absolute_paths()
+    if config.pool == "in-process" or os.environ.get("RAY_ADDRESS", "local") == "local":
+        _check_here(config)
+    _require_free_port(config.gateway.host, config.gateway.port, "--port")
+    if config.metrics.enabled:
+        _require_free_port(config.metrics.host, config.metrics.port, "--metrics-port")
     return EmbeddedService(config) if config.pool == "in-process" else RayService(config)
 
 
@@ -79,13 +87,16 @@ class EmbeddedService:
         weight_store = WeightStore(config.weights.path, config.weights.keep_versions, config.weights.max_bytes)
         architectures = ArchitectureRegistry(config.architectures)
         scorer = config.scorer
-        engine = ScoringEngine(
-            weight_store,
-            architectures,
-            device=scorer.device,
-            threads=scorer.threads,
-            model_bytes=scorer.model_bytes,
-        )
+        try:
+            engine = ScoringEngine(
+                weight_store,
+                architectures,
+                device=scorer.device,
+                threads=scorer.threads,
+                model_bytes=scorer.model_bytes,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         gateway = Gateway(config, weight_store, architectures, InProcessPool(engine), shares_port=False)
         ports = await gateway.start()
         self._gateway = gateway
@@ -104,10 +115,9 @@ class RayService:
     """Gateways and scorers as Ray Serve deployments, on a Ray of its own or one that is there already."""
 
     def __init__(self, config: ServiceConfig) -> None:
-        _require_free_port(config.gateway.host, config.gateway.port, "--port")
-        if config.metrics.enabled:
-            _require_free_port(config.metrics.host, config.metrics.port, "--metrics-port")
         self._name = config.name
+        self._drain_timeout_s = config.gateway.drain_s + _STOP_MARGIN_S
+        self._gateways: Any = None
         self._cluster: RayCluster | None = RayCluster()
         # Only now: Ray reads the settings that RayCluster makes once, when it is imported.
         from ray import serve
@@ -122,8 +132,8 @@ class RayService:
                 num_gpus = 1.0 if self._cluster.has_gpu else 0.0
             scorers = scorer_deployment(config, num_gpus).bind(settings)
             app = gateway_deployment(config).bind(settings, scorers)
-            handle = serve.run(app, name=self._name, route_prefix=None)
-            self.ports: Ports = handle.ports.remote().result(timeout_s=_START_TIMEOUT_S)
+            self._gateways = serve.run(app, name=self._name, route_prefix=None)
+            self.ports: Ports = self._gateways.ports.remote().result(timeout_s=_START_TIMEOUT_S)
         except BaseException:
             self.stop()
             raise
@@ -135,8 +145,31 @@ class RayService:
         from ray import serve
 
         cluster, self._cluster = self._cluster, None
+        if self._gateways is not None:
+            # First the gateways: Serve ends all deployments at once, and they need scorers to finish.
+            drained = self._gateways.broadcast("drain")
+            drained.results(timeout_s=self._drain_timeout_s, return_exceptions=True)
         serve.delete(self._name)
         cluster.stop()
+
+
+def _check_here(config: ServiceConfig) -> None:
+    """Raises `ConfigError` for what would fail later, perhaps in another process."""
+    try:
+        config.weights.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"weights.path is {config.weights.path}, which cannot be used: "
+            f"{error.strerror}; choose another with --store"
+        ) from error
+    check_access(config)
+    if config.architectures:
+        from preceptor_service.models import ArchitectureRegistry
+
+        try:
+            ArchitectureRegistry(config.architectures)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def _require_free_port(host: str, port: int, option: str) -> None:

@@ -6,15 +6,17 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from preceptor import PreceptorError, RunStatus
-from preceptor_service.app import start_service
+from preceptor.errors import UnavailableError
 from preceptor_service.cli_connection import (
     Target,
     TlsCa,
@@ -26,8 +28,10 @@ from preceptor_service.cli_connection import (
 )
 from preceptor_service.config import ConfigError, ServiceConfig, load_config
 from preceptor_service.config_reference import default_yaml
-from preceptor_service.gateway.gateway import Ports
 from preceptor_service.token_command import token
+
+if TYPE_CHECKING:
+    from preceptor_service.gateway.gateway import Ports
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Preceptor: online data selection for people who train large models.",
 )
+_INTERRUPTED = 130
+_WIDE = 110
 console = Console()
 complaints = Console(stderr=True)
 
@@ -52,16 +58,24 @@ def serve(
     store: Annotated[Path | None, typer.Option(help="Directory of runs and weights.")] = None,
 ) -> None:
     """Start the service here and serve until Ctrl-C. No flag is needed."""
+    # While it starts, SIGTERM interrupts as Ctrl-C does, so that what was started is stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         settings = load_config(config, _overrides(pool, host, port, metrics_port, scorers, store))
         with console.status(f"starting ({settings.pool} pool) …"):
+            # Imports torch, which takes seconds that the other commands need not wait.
+            from preceptor_service.app import start_service
+
             service = start_service(settings)
     except ConfigError as error:
         raise _failed(str(error)) from error
+    except KeyboardInterrupt as interrupt:
+        console.print("stopped before it was ready")
+        raise typer.Exit(_INTERRUPTED) from interrupt
     stopping = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda *_: stopping.set())
-    console.print(_banner(settings, service.ports))
+    console.print(_banner(settings, service.ports), soft_wrap=True)
     while not stopping.wait(1.0):
         pass
     with console.status("finishing what was accepted …"):
@@ -103,8 +117,8 @@ def status(
         return
     except ConfigError as error:
         raise _failed(str(error)) from error
-    except PreceptorError as error:
-        raise _failed(f"{target}: {error}") from error
+    except (PreceptorError, ValueError) as error:
+        raise _failed(_unreached(target, error)) from error
 
 
 @app.command()
@@ -122,32 +136,46 @@ def runs(
             found = client.list_runs()
     except ConfigError as error:
         raise _failed(str(error)) from error
-    except PreceptorError as error:
-        raise _failed(f"{target}: {error}") from error
-    table = Table(title=f"Runs at {target}")
-    for name in ("run", "created", "task", "model", "score", "selector", "temperature", "seed", "reference"):
-        table.add_column(name)
-    for run in found:
+    except (PreceptorError, ValueError) as error:
+        raise _failed(_unreached(target, error)) from error
+    console.print(_runs_table(target, found, is_wide=console.width >= _WIDE) if found else f"no runs at {target}")
+
+
+def _runs_table(target: str, runs: list[RunStatus], is_wide: bool) -> Table:
+    table = _table(f"Runs at {target}")
+    for name in ("created", *(("task",) if is_wide else ()), "model", "score", "selector"):
+        table.add_column(name, no_wrap=True)
+    for name in ("seed", *(("reference",) if is_wide else ())):
+        table.add_column(name, overflow="fold")
+    for run in runs:
         spec = run.spec
         table.add_row(
             spec.run_id,
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(run.create_time_s)),
-            spec.task,
+            time.strftime("%Y-%m-%d %H:%M" if is_wide else "%Y-%m-%d", time.localtime(run.create_time_s)),
+            *((spec.task,) if is_wide else ()),
             spec.model,
             spec.score,
-            spec.selector,
-            f"{spec.temperature:g}",
+            f"softmax {spec.temperature:g}" if spec.selector == "softmax" else spec.selector,
             str(spec.seed),
-            (run.reference_digest or "–")[: len("sha256:") + 12],
+            *(((run.reference_digest or "–").removeprefix("sha256:")[:12],) if is_wide else ()),
         )
-    console.print(table if found else f"no runs at {target}")
+    return table
 
 
 def _status_table(target: str, runs: list[RunStatus], before: list[RunStatus], elapsed_s: float) -> Table:
-    table = Table(title=f"Runs at {target}", caption="counters of this gateway since it started; Ctrl-C leaves")
-    for name in ("run", "step", "learner version", "staleness", "super-batches", "selected", "fallbacks", "failures"):
-        table.add_column(name, justify="left" if name == "run" else "right")
-    table.add_column("candidates/s", justify="right")
+    table = _table(f"Runs at {target}")
+    table.caption = "counted by this gateway since it started"
+    for name in (
+        "step",
+        "learner\nversion",
+        "stale-\nness",
+        "super-\nbatches",
+        "selected",
+        "fall-\nbacks",
+        "fail-\nures",
+        "candi-\ndates/s",
+    ):
+        table.add_column(name, justify="right")
     earlier = {run.spec.run_id: run.candidates for run in before}
     for run in runs:
         gained = run.candidates - earlier.get(run.spec.run_id, run.candidates)
@@ -157,7 +185,7 @@ def _status_table(target: str, runs: list[RunStatus], before: list[RunStatus], e
             _or_dash(run.learner_version),
             _staleness(run),
             f"{run.super_batches:,}",
-            f"{run.selected:,} of {run.candidates:,}",
+            f"{run.selected / run.candidates:.1%}" if run.candidates else "–",
             f"{run.fallbacks:,}",
             f"{run.failures:,}",
             f"{gained / elapsed_s:,.0f}" if elapsed_s else "–",
@@ -165,11 +193,18 @@ def _status_table(target: str, runs: list[RunStatus], before: list[RunStatus], e
     return table
 
 
+def _table(title: str) -> Table:
+    """Returns an empty table whose first column, the run, is never cut off: 80 columns have to do."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_justify="left")
+    table.add_column("run", overflow="fold", vertical="top")
+    return table
+
+
 def _staleness(run: RunStatus) -> str:
     if run.last_step is None or run.learner_step is None:
         return "–"
     bound = run.spec.max_staleness_steps
-    return f"{run.last_step - run.learner_step}" + ("" if bound is None else f" of {bound}")
+    return f"{run.last_step - run.learner_step:,}" + ("" if bound is None else f"/{bound:,}")
 
 
 def _or_dash(value: int | None) -> str:
@@ -177,18 +212,19 @@ def _or_dash(value: int | None) -> str:
 
 
 def _banner(settings: ServiceConfig, ports: Ports) -> str:
-    metrics = f"http://{settings.metrics.host}:{ports.metrics}/metrics" if ports.metrics else "off"
     warning = (
         "[bold red]insecure: anybody who reaches this port may read, push and delete every run.[/bold red]\n"
         "[red]Configure tls and auth (docs/security.md), or listen on 127.0.0.1.[/red]\n"
     )
+    host = "localhost" if settings.metrics.host in ("0.0.0.0", "::") else settings.metrics.host  # noqa: S104 - shown, not bound
+    scorers = "1 scorer" if settings.scorer.replicas == 1 else f"{settings.scorer.replicas} scorers"
     return (
         f"{warning if settings.is_insecure else ''}"
         f"[bold]preceptor[/bold] is serving on {settings.gateway.host}:{ports.grpc}\n"
         f"  access   {_access(settings)}\n"
-        f"  metrics  {metrics}\n"
-        f"  pool     {settings.pool}, {settings.scorer.replicas} scorer(s) on {settings.scorer.device}\n"
-        f"  store    {settings.weights.path.absolute()}\n"
+        f"  metrics  {f'http://{host}:{ports.metrics}/metrics' if ports.metrics else 'off'}\n"
+        f"  pool     {settings.pool}, {scorers}, device {settings.scorer.device}\n"
+        f"  store    {escape(str(settings.weights.path.expanduser().absolute()))}\n"
         "Ctrl-C stops it."
     )
 
@@ -219,6 +255,12 @@ def _overrides(
     return overrides if pool is None else {**overrides, "pool": pool}
 
 
+def _unreached(target: str, error: Exception) -> str:
+    if not isinstance(error, UnavailableError):
+        return str(error)
+    return f"no service answers at {target}; start one with 'preceptor serve', or name another with --target ({error})"
+
+
 def _failed(message: str) -> typer.Exit:
-    complaints.print(f"preceptor: {message}", style="red", markup=False, highlight=False)
+    complaints.print(f"preceptor: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
     return typer.Exit(1)

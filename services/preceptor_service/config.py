@@ -37,6 +37,7 @@ class GatewayConfig(_Section):
     replicas: Positive = Field(1, description="Gateways, at most one per node.")
     num_cpus: float = Field(0.0, ge=0, description="CPUs that Ray reserves for each gateway.")
     max_streams: Positive = Field(256, description="Open Select streams per gateway.")
+    max_streams_per_run: Positive = Field(64, description="Open Select streams of one run per gateway.")
     window_bytes: Positive = Field(128 * MIB, description="Unanswered bytes per Select stream.")
     max_super_batch_bytes: Positive = Field(64 * MIB, description="Largest body of one super-batch.")
     max_super_batch_rows: Positive = Field(1_000_000, description="Largest B.")

@@ -73,13 +73,15 @@ class GatewayMetrics:
         self.rescored.labels(run_id).inc(answer.timings.rescored_micro_batches)
         self.forward_seconds.labels(run_id).inc(seconds(answer.timings.forward))
         self.selected_ratio.labels(run_id).set(header.sub_batch_size / header.row_count)
-        if answer.HasField("learner_version"):
-            self.learner_version.labels(run_id).set(answer.learner_version)
-            self.staleness.labels(run_id).set(answer.staleness_steps)
         for stage in STAGES:
             spent = seconds(getattr(answer.timings, stage))
             self.stage_latency.labels(stage).observe(spent)
             self.stage_seconds.labels(run_id, stage).inc(spent)
+
+    def show_learner(self, run_id: str, version: int, staleness_steps: int) -> None:
+        """Shows the learner version of the last answer, or the one that was too old for it."""
+        self.learner_version.labels(run_id).set(version)
+        self.staleness.labels(run_id).set(staleness_steps)
 
     def forget_run(self, run_id: str) -> None:
         """Drops every series of a deleted run."""

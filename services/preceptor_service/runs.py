@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,7 +59,8 @@ class RunCounters:
 class ActiveRun:
     """One run: its record, what follows from it, and the weights that new super-batches use.
 
-    `learner` only ever moves to a higher version.
+    `learner` only ever moves to a higher version. `deleted` is set once this life of the run is known
+    to be over.
     """
 
     record: RunRecord
@@ -68,6 +71,7 @@ class ActiveRun:
     counters: RunCounters = field(default_factory=RunCounters)
     refreshed_at: float = -math.inf
     loading: asyncio.Task[LoadReport] | None = None
+    deleted: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def spec(self) -> RunSpec:
@@ -118,7 +122,7 @@ class RunRegistry:
     """All runs of the service, as seen from one gateway's event loop.
 
     The stores are the truth; this caches what they say. Another gateway's pushes are noticed within
-    half a second, at the next super-batch.
+    half a second, at the next super-batch. `forgotten` is told the id of every run that is gone.
     """
 
     def __init__(
@@ -128,12 +132,14 @@ class RunRegistry:
         weight_store: WeightStore,
         architectures: ArchitectureRegistry,
         pool: ScorerPool,
+        forgotten: Callable[[str], None] = lambda run_id: None,
     ) -> None:
         self._config = config
         self._run_store = run_store
         self._weight_store = weight_store
         self._architectures = architectures
         self._pool = pool
+        self._forgotten = forgotten
         self._active: dict[str, ActiveRun] = {}
 
     async def create(self, spec: RunSpec, owner: str | None = None) -> ActiveRun:
@@ -174,7 +180,11 @@ class RunRegistry:
     async def list(self) -> list[ActiveRun]:
         """Returns all runs by run id; a run whose record is damaged or disappears is left out."""
         runs = []
-        for run_id in await asyncio.to_thread(self._run_store.list):
+        run_ids = await asyncio.to_thread(self._run_store.list)
+        for run in [run for run_id, run in self._active.items() if run_id not in run_ids]:
+            with suppress(PreceptorError):  # deleted through another gateway
+                await self._refresh(run, at_once=True)
+        for run_id in run_ids:
             try:
                 runs.append(await self.get(run_id))
             except PreceptorError:
@@ -189,10 +199,14 @@ class RunRegistry:
         """
         if not RUN_ID.fullmatch(run_id) or not await asyncio.to_thread(self._run_store.exists, run_id):
             raise RunNotFoundError(f"there is no run {run_id[:64]!r}")
-        self._forget(run_id)
+        former = self._active.get(run_id)
         # The record last: what is cut off in between can be deleted again.
         await asyncio.to_thread(self._weight_store.delete_run, run_id)
         await asyncio.to_thread(self._run_store.delete, run_id)
+        latter = self._active.get(run_id)  # activated meanwhile, perhaps
+        for run in (former, latter):
+            if run is not None and (former is None or run.record == former.record):
+                self._forget(run)
 
     async def pin(self, run: ActiveRun, step: int, observed_version: int) -> Pinned:
         """Names the learner version for `step`, at least `observed_version`; see `Pipeline.pin`.
@@ -264,7 +278,7 @@ class RunRegistry:
         record, head, reference = await asyncio.to_thread(self._read_heads, run.run_id)
         if record != run.record:
             run.refreshed_at = -math.inf
-            self._forget(run.run_id)
+            self._forget(run)
             raise RunNotFoundError(f"run {run.run_id!r} was deleted; create it again")
         run.reference = run.reference or reference
         if head is None or head.version <= _version(run.learner):
@@ -293,15 +307,21 @@ class RunRegistry:
     async def _activate(self, record: RunRecord, columns: Columns) -> ActiveRun:
         deadline_s = record.spec.deadline_s or self._config.gateway.deadline_s
         run = self._active.get(record.spec.run_id)
+        if run is not None and run.record != record:
+            self._forget(run)
         if run is None or run.record != record:
             run = self._active[record.spec.run_id] = ActiveRun(record, columns, deadline_s)
         await self._refresh(run)
         return run
 
-    def _forget(self, run_id: str) -> None:
-        run = self._active.pop(run_id, None)
-        if run is not None and run.loading is not None:
+    def _forget(self, run: ActiveRun) -> None:
+        """Ends this life of the run here: its streams, its counters, its pending load."""
+        run.deleted.set()
+        if run.loading is not None:
             run.loading.cancel()
+        if self._active.get(run.run_id) is run:
+            del self._active[run.run_id]
+            self._forgotten(run.run_id)
 
     def _store(self, record: RunRecord) -> RunRecord:
         run_id, limit = record.spec.run_id, self._config.limits.max_runs

@@ -20,6 +20,8 @@ from preceptor.v1 import selection_pb2
 from tests.client.fake_service import FakeService, Received, Stream
 
 B, SUB = 8, 3
+from_zero = partial(SelectingLoader, start_step=0)
+"""A loader that counts from 0 even where another one was used on the same run before."""
 Pair = namedtuple("Pair", ["image", "label"])
 
 
@@ -66,7 +68,7 @@ def drawing(service: FakeService) -> None:
 
 def test_every_batch_becomes_its_selected_rows_in_the_order_drawn(run: Run) -> None:
     batches = pairs(4)
-    loader = SelectingLoader(batches, run, SUB, start_step=10)
+    loader = from_zero(batches, run, SUB, start_step=10)
     steps = []
     for (image, label), (whole_image, whole_label) in zip(loader, batches, strict=True):
         selection = loader.last_selection
@@ -94,7 +96,7 @@ FORMS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], Any], type]] = {
 def test_a_sub_batch_has_the_form_of_its_batch(service: FakeService, run: Run, form: str) -> None:
     make, expected_type = FORMS[form]
     batch: Any
-    [batch] = SelectingLoader([make(images(0), labels(0))], run, SUB)
+    [batch] = from_zero([make(images(0), labels(0))], run, SUB)
     assert type(batch).__name__ == expected_type.__name__
     image, label = (batch["image"], batch["label"]) if expected_type is dict else batch[:2]
     assert image.equal(images(0)[label])
@@ -107,7 +109,7 @@ def test_a_sub_batch_has_the_form_of_its_batch(service: FakeService, run: Run, f
 
 def test_one_tensor_per_batch_is_the_runs_only_column(service: FakeService, run: Run) -> None:
     run.columns = ("image",)
-    [batch] = SelectingLoader([images(0)], run, SUB)
+    [batch] = from_zero([images(0)], run, SUB)
     assert isinstance(batch, torch.Tensor)
     assert batch.shape == (SUB, 2)
     assert pa.ipc.open_stream(service.received[0].body).read_all().column_names == ["image"]
@@ -122,7 +124,7 @@ def test_further_keys_are_carried_along_and_only_example_ids_are_sent(service: F
         "mask": torch.arange(B) % 2 == 0,
         "source": "web",
     }
-    [sub_batch] = SelectingLoader([batch], run, SUB)
+    [sub_batch] = from_zero([batch], run, SUB)
     rows = sub_batch["label"].tolist()
     assert sub_batch["example_id"] == [f"e{row}" for row in rows]
     assert sub_batch["weight"].tolist() == [row / 10 for row in rows]
@@ -136,7 +138,7 @@ def test_further_keys_are_carried_along_and_only_example_ids_are_sent(service: F
 def test_names_say_which_tensor_of_a_tuple_is_which(service: FakeService, run: Run) -> None:
     ids = torch.arange(100, 100 + B)
     names = ("example_id", "label", "image")
-    [(example_id, label, _)] = SelectingLoader([(ids, labels(0), images(0))], run, SUB, names=names)
+    [(example_id, label, _)] = from_zero([(ids, labels(0), images(0))], run, SUB, names=names)
     assert example_id.equal(label + 100)
     assert pa.ipc.open_stream(service.received[0].body).read_all().column_names == ["label", "image", "example_id"]
 
@@ -152,19 +154,19 @@ def test_so_many_super_batches_are_offered_ahead_before_a_sub_batch_is_handed_ou
             fetched.append(k)
             yield batch
 
-    for k, _ in enumerate(SelectingLoader(loader(), run, SUB, prefetch=prefetch)):
+    for k, _ in enumerate(from_zero(loader(), run, SUB, prefetch=prefetch)):
         assert len(fetched) == min(6, k + 1 + prefetch)
     service.wait_for("all arrived", lambda: len(service.received) == 6)
 
 
 def test_prefetching_changes_nothing_that_is_yielded(service: FakeService, run: Run) -> None:
-    ahead = [drawn_labels(SelectingLoader(pairs(), run, SUB, prefetch=prefetch)) for prefetch in (0, 1, 4)]
+    ahead = [drawn_labels(from_zero(pairs(), run, SUB, prefetch=prefetch)) for prefetch in (0, 1, 4)]
     assert ahead[0] == ahead[1] == ahead[2]
     assert len({tuple(labels) for labels in ahead[0]}) == 5
 
 
 def test_the_exposed_wait_adds_up(run: Run) -> None:
-    loader = SelectingLoader(pairs(), run, SUB)
+    loader = from_zero(pairs(), run, SUB)
     waits = [loader.exposed_wait_s for _ in loader]
     assert all(wait > 0 for wait in waits)
     assert loader.total_exposed_wait_s == pytest.approx(sum(waits))
@@ -174,7 +176,7 @@ def test_the_exposed_wait_adds_up(run: Run) -> None:
 def test_a_short_last_super_batch_is_skipped_and_takes_no_step(
     run: Run, last_rows: int, yielded: int, skipped: int
 ) -> None:
-    loader = SelectingLoader(pairs(5, last_rows), run, SUB)
+    loader = from_zero(pairs(5, last_rows), run, SUB)
     for epoch in (1, 2):
         rows = [len(label) for _, label in loader]
         assert rows == [SUB] * yielded
@@ -183,10 +185,18 @@ def test_a_short_last_super_batch_is_skipped_and_takes_no_step(
 
 
 def test_steps_go_on_over_epochs(service: FakeService, run: Run) -> None:
-    loader = SelectingLoader(pairs(3), run, SUB, rank=2)
+    loader = from_zero(pairs(3), run, SUB, rank=2)
     for _ in range(2):
         list(loader)
     assert [received.key for received in service.received] == [(step, 2) for step in range(6)]
+
+
+def test_a_loader_made_anew_for_each_epoch_goes_on_counting_for_its_rank(service: FakeService, run: Run) -> None:
+    for _ in range(2):
+        list(SelectingLoader(pairs(3), run, SUB))
+    list(SelectingLoader(pairs(1), run, SUB, rank=1))
+    assert [received.key for received in service.received] == [*((step, 0) for step in range(6)), (0, 1)]
+    assert (run.next_step(), run.next_step(rank=1), run.next_step(rank=2)) == (6, 1, 0)
 
 
 class Images(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -210,7 +220,7 @@ class Shard(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
 def test_a_shuffled_data_loader_and_its_selection_repeat_with_the_seed(run: Run) -> None:
     def epoch() -> list[list[int]]:
         shuffled = DataLoader(Images(), B, shuffle=True, generator=torch.Generator().manual_seed(3))
-        return drawn_labels(SelectingLoader(shuffled, run, SUB))
+        return drawn_labels(from_zero(shuffled, run, SUB))
 
     first = epoch()
     assert first == epoch()
@@ -219,12 +229,12 @@ def test_a_shuffled_data_loader_and_its_selection_repeat_with_the_seed(run: Run)
 
 def test_ranks_with_iterable_data_get_equal_counts_of_their_own_examples(service: FakeService, run: Run) -> None:
     for rank in range(2):
-        loader = SelectingLoader(DataLoader(Shard(rank), B), run, SUB, rank=rank)
+        loader = from_zero(DataLoader(Shard(rank), B), run, SUB, rank=rank)
         epoch = drawn_labels(loader)
         assert [len(rows) for rows in epoch] == [SUB] * 3
         assert all(row % 2 == rank for rows in epoch for row in rows)
         with pytest.raises(TypeError, match="no length"):
-            len(SelectingLoader(iter(pairs()), run, SUB))
+            len(from_zero(iter(pairs()), run, SUB))
     assert {received.key for received in service.received} == {(step, rank) for step in range(3) for rank in range(2)}
 
 
@@ -256,10 +266,10 @@ class StatefulLoader:
 def test_a_resumed_loader_yields_what_the_uninterrupted_one_would_have(
     run: Run, make: Callable[[int], Any], prefetch: int, stop_after: int
 ) -> None:
-    uninterrupted = SelectingLoader(make(5), run, SUB, prefetch=prefetch)
+    uninterrupted = from_zero(make(5), run, SUB, prefetch=prefetch)
     expected = [rows for _ in range(3) for rows in drawn_labels(uninterrupted)]
 
-    before = SelectingLoader(make(5), run, SUB, prefetch=prefetch)
+    before = from_zero(make(5), run, SUB, prefetch=prefetch)
     seen: list[list[int]] = []
     state: dict[str, Any] = {}
     while not state:
@@ -270,7 +280,7 @@ def test_a_resumed_loader_yields_what_the_uninterrupted_one_would_have(
                 break
     assert before.state_dict() == state
 
-    after = SelectingLoader(make(5), run, SUB, prefetch=prefetch)
+    after = from_zero(make(5), run, SUB, prefetch=prefetch)
     after.load_state_dict(state)
     assert after.state_dict() == state
     while len(seen) < 15:
@@ -281,22 +291,22 @@ def test_a_resumed_loader_yields_what_the_uninterrupted_one_would_have(
 
 
 def test_a_stateful_loader_is_not_asked_for_what_was_consumed(run: Run) -> None:
-    before = SelectingLoader(StatefulLoader(5), run, SUB)
+    before = from_zero(StatefulLoader(5), run, SUB)
     for _ in before:
         if before.step == 2:
             break
     inner = StatefulLoader(5)
-    after = SelectingLoader(inner, run, SUB)
+    after = from_zero(inner, run, SUB)
     after.load_state_dict(before.state_dict())
     assert len(list(after)) == 3
     assert inner.fetched == 3
 
 
 def test_state_between_epochs_starts_the_next_epoch(run: Run) -> None:
-    before = SelectingLoader(pairs(), run, SUB)
+    before = from_zero(pairs(), run, SUB)
     list(before)
     assert before.state_dict() == {"step": 5, "batches_yielded_in_epoch": 0}
-    after = SelectingLoader(pairs(), run, SUB)
+    after = from_zero(pairs(), run, SUB)
     after.load_state_dict(before.state_dict())
     assert drawn_labels(after) == drawn_labels(before)
 
@@ -309,7 +319,7 @@ def test_leaving_an_epoch_early_never_reuses_a_step_for_other_candidates(service
         def __iter__(self) -> Iterator[Any]:
             return iter(next(epochs))
 
-    loader = SelectingLoader(Shuffled(), run, SUB)
+    loader = from_zero(Shuffled(), run, SUB)
     for epoch in (1, 2, 3):
         for taken, _ in enumerate(loader):
             if taken == 1:
@@ -322,7 +332,7 @@ def test_leaving_an_epoch_early_never_reuses_a_step_for_other_candidates(service
 
 
 def test_an_error_in_the_training_step_leaves_nothing_behind(service: FakeService, run: Run) -> None:
-    loader = SelectingLoader(pairs(), run, SUB)
+    loader = from_zero(pairs(), run, SUB)
 
     def train_badly() -> None:
         for _ in loader:
@@ -351,9 +361,9 @@ def test_a_failed_selection_is_raised_and_the_epoch_can_be_resumed(
         else:
             draw(stream, received)
 
-    expected = drawn_labels(SelectingLoader(make(5), run, SUB))
+    expected = drawn_labels(from_zero(make(5), run, SUB))
     service.on_super_batch = refuse_one_step
-    loader = SelectingLoader(make(5), run, SUB)
+    loader = from_zero(make(5), run, SUB)
     seen: list[list[int]] = []
     with pytest.raises(InvalidSuperBatchError, match="label 99"):
         seen.extend(label.tolist() for _, label in loader)
@@ -363,7 +373,7 @@ def test_a_failed_selection_is_raised_and_the_epoch_can_be_resumed(
 
 
 def test_a_new_iteration_ends_the_old_one(run: Run) -> None:
-    loader = SelectingLoader(pairs(), run, SUB)
+    loader = from_zero(pairs(), run, SUB)
     old = iter(loader)
     next(old)
     assert len(list(loader)) == 5
@@ -384,7 +394,7 @@ def test_a_new_iteration_ends_the_old_one(run: Run) -> None:
 )
 def test_a_batch_that_does_not_fit_is_refused(run: Run, batch: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        list(SelectingLoader([batch], run, SUB))
+        list(from_zero([batch], run, SUB))
 
 
 @pytest.mark.parametrize(
@@ -393,4 +403,4 @@ def test_a_batch_that_does_not_fit_is_refused(run: Run, batch: Any, error: type[
 def test_numbers_out_of_range_are_refused(run: Run, argument: str, value: int) -> None:
     arguments: dict[str, Any] = {"sub_batch_size": SUB, argument: value}
     with pytest.raises(ValueError, match=f"{argument} is {value}; it must be"):
-        SelectingLoader([], run, **arguments)
+        from_zero([], run, **arguments)

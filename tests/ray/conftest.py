@@ -28,14 +28,14 @@ def ray_cluster() -> Iterator[RayCluster]:
     cluster.stop()
 
 
-def start(name: str, store: Path) -> RunningService:
-    """Starts the service `name` of `SERVICES`."""
-    layout = SERVICES[name]
+def start(layout_name: str, store: Path, name: str | None = None) -> RunningService:
+    """Starts a service with a layout of `SERVICES`, by default under the layout's name."""
+    layout = SERVICES[layout_name]
     return start_service(
         parse_config(
             {
-                "name": name,
-                "pool": "in-process" if name == "in-process" else "ray",
+                "name": name or layout_name,
+                "pool": "in-process" if layout_name == "in-process" else "ray",
                 "gateway": {"host": "127.0.0.1", "port": 0, "max_chunk_bytes": layout["max_chunk_bytes"]},
                 "metrics": {"host": "127.0.0.1", "port": 0},
                 "weights": {"path": str(store)},
@@ -62,7 +62,6 @@ def service(
 @pytest.fixture(scope="session")
 def two_replicas(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A service of its own with two scorers, for tests that kill them."""
-    SERVICES["mortal"] = SERVICES["two-replicas"]
-    running = start("mortal", tmp_path_factory.mktemp("store"))
+    running = start("two-replicas", tmp_path_factory.mktemp("store"), name="mortal")
     yield running
     running.stop()

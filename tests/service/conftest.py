@@ -114,15 +114,25 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0
         pause.wait(0.01)
 
 
+def target_of(service: RunningService) -> str:
+    return f"127.0.0.1:{service.ports.grpc}"
+
+
+def metrics_of(service: RunningService) -> Metrics:
+    return Metrics(f"http://127.0.0.1:{service.ports.metrics}/metrics")
+
+
 class Store:
     """The directory of the session's service."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def uploads(self) -> int:
+        return len(list((self.path / "staging").iterdir()))
+
     def wait_for_uploads(self, count: int) -> None:
-        staging = self.path / "staging"
-        wait_until(lambda: len(list(staging.iterdir())) == count, f"{count} uploads are under way")
+        wait_until(lambda: self.uploads() == count, f"{count} uploads are under way")
 
 
 @pytest.fixture(scope="session")
@@ -139,10 +149,10 @@ def service(service_store: Store) -> Iterator[RunningService]:
 
 @pytest.fixture(scope="session")
 def target(service: RunningService) -> str:
-    return f"127.0.0.1:{service.ports.grpc}"
+    return target_of(service)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def client(target: str) -> Iterator[SelectionClient]:
     with SelectionClient(target, timeout_s=20.0) as client:
         yield client
@@ -150,12 +160,13 @@ def client(target: str) -> Iterator[SelectionClient]:
 
 @pytest.fixture(scope="session")
 def metrics(service: RunningService) -> Metrics:
-    return Metrics(f"http://127.0.0.1:{service.ports.metrics}/metrics")
+    return metrics_of(service)
 
 
 @pytest.fixture(scope="session")
-def control(client: SelectionClient) -> Control:
-    return Control(client)
+def control(target: str) -> Iterator[Control]:
+    with SelectionClient(target, timeout_s=20.0) as client:
+        yield Control(client)
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def super_batch(batch: dict[str, Any], **fields: Any) -> list[selection_pb2.Sele
     """Header and one chunk of `batch`."""
     encoded = batches.encode(batch)
     body = bytes(encoded.body)
-    return [header(body, **{"row_count": encoded.row_count, **fields}), chunk(body)]
+    return [header(body, **{"row_count": encoded.row_count, "digest": encoded.digest, **fields}), chunk(body)]
 
 
 def push_messages(

@@ -172,7 +172,7 @@ def test_the_same_step_with_the_same_candidates_gets_the_same_answer_again(run: 
 
 def test_the_same_step_with_other_candidates_is_refused(run: Run) -> None:
     run.select(digits.candidates(0), sub_batch_size=4, step=1)
-    with pytest.raises(StepExistsError, match=r"step 1 of rank 0 .* was answered for other candidates; .*later step"):
+    with pytest.raises(StepExistsError, match=r"step 1 of rank 0 .* was used for other candidates; .*later step"):
         run.select(digits.candidates(1), sub_batch_size=4, step=1)
     assert StepExistsError.code == "ALREADY_EXISTS"
 

@@ -139,6 +139,10 @@ class Run:
         """Name of the run."""
         return self.spec.run_id
 
+    def next_step(self, rank: int = 0) -> int:
+        """Returns one above the highest step that this client submitted for `rank`; 0 before the first."""
+        return self._stream.next_step(rank)
+
     def status(self) -> RunStatus:
         """Returns the run as the answering gateway sees it.
 

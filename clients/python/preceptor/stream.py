@@ -76,6 +76,7 @@ class SelectStream:
         self._open_at = 0.0
         self._last_failure: RpcFailure | None = None
         self._observed_learner_version: int | None = None
+        self._next_steps: dict[int, int] = {}
         self._keeper: threading.Thread | None = None
         self._is_closed = False
 
@@ -86,6 +87,11 @@ class SelectStream:
         """Highest learner version in any answer of this run so far."""
         with self._changed:
             return self._observed_learner_version
+
+    def next_step(self, rank: int) -> int:
+        """One above the highest step submitted for `rank`, 0 before the first."""
+        with self._changed:
+            return self._next_steps.get(rank, 0)
 
     def observe(self, learner_version: int | None) -> None:
         """Takes note of the learner version in an answer that came by another call."""
@@ -119,6 +125,7 @@ class SelectStream:
                 self._changed.wait(remaining_s)
                 self._check_accepts(offer.key)
             self._pending[offer.key] = offer
+            self._next_steps[rank] = max(step + 1, self._next_steps.get(rank, 0))
             self._line_up(offer)
             self._start_keeper()
             self._changed.notify_all()

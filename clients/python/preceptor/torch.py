@@ -63,7 +63,8 @@ class SelectingLoader:
         loader: any iterable of super-batches, e.g. a `DataLoader` over a map-style or iterable data set.
         run: the run.
         sub_batch_size: examples to train on per step, b.
-        start_step: step of the first sub-batch.
+        start_step: step of the first sub-batch; default: `run.next_step(rank)`, so that a loader made anew for each
+            epoch goes on counting.
         rank: the trainer's rank.
         prefetch: super-batches offered ahead of the one whose sub-batch is awaited; 0: none, 1: double-buffered.
         names: names of the tensors of a tuple or list, in order, `"example_id"` among them; default: the run's columns.
@@ -82,12 +83,13 @@ class SelectingLoader:
         run: Run,
         sub_batch_size: int,
         *,
-        start_step: int = 0,
+        start_step: int | None = None,
         rank: int = 0,
         prefetch: int = 1,
         names: Sequence[str] | None = None,
         timeout_s: float | None = None,
     ) -> None:
+        start_step = run.next_step(rank) if start_step is None else start_step
         for name, value, least in (
             ("sub_batch_size", sub_batch_size, 1),
             ("start_step", start_step, 0),

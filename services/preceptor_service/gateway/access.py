@@ -22,6 +22,17 @@ logger = logging.getLogger(__name__)
 _NEVER_S = 30.0
 
 
+def check_access(config: ServiceConfig) -> None:
+    """Reads what `GatewayAccess` reads, before another process does.
+
+    Raises:
+        ConfigError: a certificate, the access file or the keys of the identity provider cannot be used.
+    """
+    if config.tls is not None:
+        ServerTls(config.tls, GatewayMetrics())
+    Authenticator(config.auth, on_failure=lambda source: None)
+
+
 class GatewayAccess:
     """What stands between the network and the services. Owns one task, from `start` to `stop`.
 

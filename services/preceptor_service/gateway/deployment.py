@@ -1,7 +1,7 @@
 """`GatewayReplica`: the Ray Serve deployment around one gateway.
 
-Serve sees no request on it: trainers talk to the gateway's own port. It drains in its destructor,
-which Serve awaits, and shares its port, so that the next replica can take over.
+Serve sees no request on it: trainers talk to the gateway's own port. It drains when asked, at the
+latest in its destructor, which Serve awaits, and shares its port, so that the next replica can take over.
 """
 
 from __future__ import annotations
@@ -44,9 +44,14 @@ class GatewayReplica:
         """Returns where this gateway listens."""
         return self._ports
 
+    async def drain(self) -> None:
+        """Finishes what was accepted, and stops listening. Safe to repeat."""
+        gateway, self._gateway = self._gateway, None
+        if gateway is not None:
+            await gateway.stop()
+
     async def __del__(self) -> None:
-        if self._gateway is not None:
-            await self._gateway.stop()
+        await self.drain()
 
 
 def gateway_deployment(config: ServiceConfig) -> serve.Deployment:

@@ -45,7 +45,7 @@ class Gateway:
         self._pool = pool
         metrics = GatewayMetrics()
         run_store = RunStore(config.weights.path)
-        runs = RunRegistry(config, run_store, weight_store, architectures, pool)
+        runs = RunRegistry(config, run_store, weight_store, architectures, pool, forgotten=metrics.forget_run)
         in_flight = ByteBudget(config.gateway.in_flight_bytes)
         pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
         self._metrics = metrics

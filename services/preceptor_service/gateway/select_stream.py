@@ -86,6 +86,7 @@ class SelectStream:
         Raises:
             InvalidMessageError: the client broke the order or its credit.
             TooLargeError: a super-batch above the limit was announced.
+            RunNotFoundError: the run was deleted.
             GatewayDrainingError: every accepted super-batch was answered, and the gateway goes away.
         """
         limits = selection_pb2.SelectOpened(
@@ -97,18 +98,23 @@ class SelectStream:
         reader = asyncio.create_task(self._read(requests))
         writer = asyncio.create_task(self._write(context))
         drain = asyncio.create_task(draining.wait())
+        deletion = asyncio.create_task(self._run.deleted.wait())
+        last: asyncio.Task[None] | None = None
         try:
-            await asyncio.wait({reader, writer, drain}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, writer, drain, deletion}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
                 reader.result()
-            if not writer.done():
-                await self._pending.put(None)
-            await writer
+            last = asyncio.create_task(self._pending.put(None))
+            await asyncio.wait({writer, deletion}, return_when=asyncio.FIRST_COMPLETED)
+            if self._run.deleted.is_set():
+                raise RunNotFoundError(_gone(self._run))
+            writer.result()
             if draining.is_set():
                 raise GatewayDrainingError("this gateway is going away; connect again and repeat what was not answered")
         finally:
-            for task in (reader, writer, drain, *self._tasks):
-                task.cancel()
+            for task in (reader, writer, drain, deletion, last, *self._tasks):
+                if task is not None:
+                    task.cancel()
             self._metrics.in_flight_bytes.dec(self._unanswered_bytes)
 
     async def _read(self, requests: AsyncIterator[selection_pb2.SelectRequest]) -> None:
@@ -150,18 +156,23 @@ class SelectStream:
             )
 
     async def _accept(self, arriving: _Arriving) -> None:
-        """Pins the learner version, in the order of arrival, and starts work on the super-batch."""
+        """Starts work on a super-batch, its learner version pinned in the order of arrival.
+
+        Raises:
+            RunNotFoundError: the run was deleted.
+        """
         arriving.received = time.perf_counter()
         header = arriving.header
         deadline = asyncio.get_running_loop().time() + self._run.deadline_s
-        pinned: Pinned | PreceptorError
+        pinned: Pinned | selection_pb2.Selection | PreceptorError
         try:
             _check_header(header, self._config)
-            pinned = await self._pipeline.pin(self._run, header.step, self._observed_version, deadline)
-            if pinned.learner is not None:
-                self._observed_version = pinned.learner.version
+            pinned = self._answers.find(*self._step(header), self._observed_version) or await self._pipeline.pin(
+                self._run, header.step, self._observed_version, deadline
+            )
+            self._observed_version = max(self._observed_version, _version(pinned))
         except RunNotFoundError:
-            raise  # deleted: the stream ends with it
+            raise  # the stream ends with it
         except Exception as error:  # noqa: BLE001 - one super-batch fails, the stream lives on
             pinned = as_preceptor_error(error, "Select")
         answer = asyncio.create_task(self._answer(arriving, pinned, deadline))
@@ -170,38 +181,47 @@ class SelectStream:
         await self._pending.put(_Pending(answer, header.body_bytes))
 
     async def _answer(
-        self, arriving: _Arriving, pinned: Pinned | PreceptorError, deadline: float
+        self, arriving: _Arriving, pinned: Pinned | selection_pb2.Selection | PreceptorError, deadline: float
     ) -> selection_pb2.SelectResponse:
         header = arriving.header
         try:
             if isinstance(pinned, PreceptorError):
                 raise pinned
+            if isinstance(pinned, selection_pb2.Selection):
+                return selection_pb2.SelectResponse(selection=pinned)
             return selection_pb2.SelectResponse(selection=await self._select(arriving, pinned, deadline))
         except Exception as error:  # noqa: BLE001 - one super-batch fails, the stream lives on
             failed = as_preceptor_error(error, "Select")
-        self._run.counters.failures += 1
-        self._metrics.failures.labels(self._run.run_id, failed.code).inc()
+        if not self._run.deleted.is_set():
+            self._run.counters.failures += 1
+            self._metrics.failures.labels(self._run.run_id, failed.code).inc()
         return selection_pb2.SelectResponse(failure=translate.failure(header.step, header.rank, failed))
 
     async def _select(self, arriving: _Arriving, pinned: Pinned, deadline: float) -> selection_pb2.Selection:
         header = arriving.header
-        key = StepKey(self._run.run_id, self._run.record.create_time_s, header.step, header.rank)
-        identity = b"%d/%b" % (header.sub_batch_size, header.digest)
-        known = self._answers.find(key, identity)
-        if known is not None:
-            return known
+        key, identity = self._step(header)
         ask = Ask(header.step, header.rank, header.row_count, header.sub_batch_size, arriving.body.read(), deadline)
-        selected = await self._pipeline.select(self._run, pinned, ask)
-        answer = translate.selection(
-            header.step,
-            header.rank,
-            selected,
-            receive_s=arriving.received - arriving.started,
-            total_s=time.perf_counter() - arriving.started,
-        )
-        self._answers.add(key, identity, answer)
-        self._count(header, answer)
+        with self._answers.under_way(key, identity):
+            selected = await self._pipeline.select(self._run, pinned, ask)
+            if self._run.deleted.is_set():
+                raise RunNotFoundError(_gone(self._run))
+            answer = translate.selection(
+                header.step,
+                header.rank,
+                selected,
+                receive_s=arriving.received - arriving.started,
+                total_s=time.perf_counter() - arriving.started,
+            )
+            self._answers.add(key, identity, answer)
+        self._run.counters.count(header.step, header.row_count, header.sub_batch_size, answer.is_fallback)
+        self._metrics.count_selection(self._run.run_id, header, answer)
+        if pinned.learner is not None and pinned.staleness_steps is not None:
+            self._metrics.show_learner(self._run.run_id, pinned.learner.version, pinned.staleness_steps)
         return answer
+
+    def _step(self, header: selection_pb2.SuperBatchHeader) -> tuple[StepKey, bytes]:
+        key = StepKey(self._run.run_id, self._run.record.create_time_s, header.step, header.rank)
+        return key, b"%d/%b" % (header.sub_batch_size, header.digest)
 
     async def _write(self, context: grpc.aio.ServicerContext) -> None:
         while (pending := await self._pending.get()) is not None:
@@ -216,10 +236,6 @@ class SelectStream:
                 credit = selection_pb2.Credit(bytes=pending.body_bytes)
                 await context.write(selection_pb2.SelectResponse(credit=credit))
 
-    def _count(self, header: selection_pb2.SuperBatchHeader, answer: selection_pb2.Selection) -> None:
-        self._run.counters.count(header.step, header.row_count, header.sub_batch_size, answer.is_fallback)
-        self._metrics.count_selection(self._run.run_id, header, answer)
-
 
 def _check_header(header: selection_pb2.SuperBatchHeader, config: GatewayConfig) -> None:
     if header.step < 0 or header.rank < 0:
@@ -227,6 +243,16 @@ def _check_header(header: selection_pb2.SuperBatchHeader, config: GatewayConfig)
     check_rows(header.row_count, header.body_bytes, config)
     if not 1 <= len(header.digest) <= 32:
         raise InvalidSuperBatchError(f"digest has {len(header.digest)} bytes; give 1 to 32")
+
+
+def _version(pinned: Pinned | selection_pb2.Selection) -> int:
+    if isinstance(pinned, selection_pb2.Selection):
+        return pinned.learner_version
+    return pinned.learner.version if pinned.learner is not None else 0
+
+
+def _gone(run: ActiveRun) -> str:
+    return f"run {run.run_id!r} was deleted; create it again"
 
 
 def _out_of_order(kind: str | None) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import grpc
@@ -31,6 +33,8 @@ from preceptor_service.runs import RunRegistry
 
 Context: TypeAlias = grpc.aio.ServicerContext
 
+_DRAINING = "this gateway is going away; connect again"
+
 
 class SelectionService:
     """Answers trainers; see `proto/preceptor/v1/selection.proto` for what each call promises."""
@@ -44,6 +48,7 @@ class SelectionService:
         self._score_bodies = ByteBudget(config.window_bytes)
         self._draining = asyncio.Event()
         self._streams = 0
+        self._streams_of_run: Counter[str] = Counter()
 
     def drain(self) -> None:
         """Ends every Select stream as soon as what it accepted is answered, and refuses new ones."""
@@ -76,29 +81,53 @@ class SelectionService:
     ) -> selection_pb2.DeleteRunResponse:
         """Deletes a run and its weights."""
         await self._runs.delete(request.run_id)
-        self._metrics.forget_run(request.run_id)
         return selection_pb2.DeleteRunResponse()
 
     async def select(self, requests: AsyncIterator[selection_pb2.SelectRequest], context: Context) -> None:
         """Serves one stream of super-batches."""
         if self._draining.is_set():
-            raise GatewayDrainingError("this gateway is going away; connect again")
+            raise GatewayDrainingError(_DRAINING)
         if self._streams >= self._config.max_streams:
             raise OverloadedError(f"{self._streams} Select streams are open, the limit; try again later")
         self._streams += 1
         self._metrics.streams.inc()
         try:
-            first = await next_message(requests)
+            first = await self._first_message(requests)
             if first.WhichOneof("kind") != "open":
                 raise InvalidMessageError("the stream does not start with SelectOpen; send it first")
             run = await self._runs.get(first.open.run_id)
             stream = SelectStream(
                 run, first.open.observed_learner_version, self._pipeline, self._answers, self._config, self._metrics
             )
-            await stream.serve(requests, context, self._draining)
+            with self._one_stream_more(run.run_id):
+                await stream.serve(requests, context, self._draining)
         finally:
             self._streams -= 1
             self._metrics.streams.dec()
+
+    @contextmanager
+    def _one_stream_more(self, run_id: str) -> Iterator[None]:
+        open_streams, limit = self._streams_of_run[run_id], self._config.max_streams_per_run
+        if open_streams >= limit:
+            raise OverloadedError(f"run {run_id!r} has {open_streams} Select streams open, the limit; try again later")
+        self._streams_of_run[run_id] += 1
+        try:
+            yield
+        finally:
+            self._streams_of_run[run_id] -= 1
+            if not self._streams_of_run[run_id]:
+                del self._streams_of_run[run_id]
+
+    async def _first_message(self, requests: AsyncIterator[selection_pb2.SelectRequest]) -> selection_pb2.SelectRequest:
+        first, drain = asyncio.create_task(next_message(requests)), asyncio.create_task(self._draining.wait())
+        try:
+            await asyncio.wait({first, drain}, return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                raise GatewayDrainingError(_DRAINING)
+            return first.result()
+        finally:
+            first.cancel()
+            drain.cancel()
 
     async def score(
         self, requests: AsyncIterator[selection_pb2.ScoreRequest], context: Context

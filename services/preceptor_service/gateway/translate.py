@@ -15,7 +15,8 @@ from preceptor_service.weight_store import WeightsVersion
 
 def selection(step: int, rank: int, selected: Selected, receive_s: float, total_s: float) -> selection_pb2.Selection:
     """Returns the answer to one super-batch."""
-    learner = selected.pinned.learner
+    pinned = None if selected.is_fallback else selected.pinned  # no version is behind a uniform draw
+    learner = pinned.learner if pinned else None
     return selection_pb2.Selection(
         step=step,
         rank=rank,
@@ -23,7 +24,7 @@ def selection(step: int, rank: int, selected: Selected, receive_s: float, total_
         scores=selected.scores.astype("<f4", copy=False).tobytes(),
         learner_version=learner.version if learner else None,
         learner_step=learner.step if learner else None,
-        staleness_steps=selected.pinned.staleness_steps,
+        staleness_steps=pinned.staleness_steps if pinned else None,
         is_fallback=selected.is_fallback,
         non_finite_count=selected.non_finite_count,
         timings=_timings(selected.stages, receive_s, total_s),

@@ -1,0 +1,66 @@
+"""Child process: the `ScoringEngine` called by a plain loop, with neither gRPC nor Ray around it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.processes import requests, say
+from preceptor_service.models import ArchitectureRegistry
+from preceptor_service.randomness import uniforms
+from preceptor_service.scores import SCORE_RULES
+from preceptor_service.scoring.engine import ScoringEngine
+from preceptor_service.scoring.pool import ModelRef, ScoringModels
+from preceptor_service.selectors import SELECTORS
+from preceptor_service.super_batch import SuperBatch
+from preceptor_service.weight_store import WeightStore
+
+
+def main(store: str, run_id: str, model_config: dict[str, Any], threads: int, micro_batch_rows: int) -> None:
+    """Answers each `{"seconds": s, "rows": B, "count": b}` with the candidates that it selected from per second."""
+    weights = WeightStore(Path(store), keep_versions=4, max_bytes=4 << 30)
+    engine = ScoringEngine(weights, ArchitectureRegistry(), device="cpu", threads=threads)
+    learner, reference = (_model(weights, run_id, role, model_config) for role in ("learner", "reference"))
+    models = ScoringModels(run_id, "classification", learner, reference)
+    engine.load(models)
+    say(threads=threads)
+    for request in requests():
+        super_batch = _super_batch(request["rows"], model_config)
+        started, candidates, step = time.perf_counter(), 0, 0
+        while time.perf_counter() - started < request["seconds"]:
+            parts = [engine.losses(models, micro_batch) for micro_batch in super_batch.micro_batches(micro_batch_rows)]
+            scores = SCORE_RULES["learnability"](
+                super_batch.rows,
+                np.concatenate([part.learner for part in parts if part.learner is not None]),
+                np.concatenate([part.reference for part in parts if part.reference is not None]),
+            )
+            noise = uniforms(0, run_id, step, 0, super_batch.rows)
+            SELECTORS["softmax"](scores, request["count"], noise, 1.0)
+            candidates, step = candidates + super_batch.rows, step + 1
+        say(rate=candidates / (time.perf_counter() - started))
+
+
+def _model(weights: WeightStore, run_id: str, role: Any, config: dict[str, Any]) -> ModelRef:
+    head = weights.head(run_id, role)
+    if head is None:
+        raise RuntimeError(f"run {run_id!r} has no {role}; the benchmark pushes it first")
+    return ModelRef("small_cnn", json.dumps(config, sort_keys=True), head.digest, head.total_bytes)
+
+
+def _super_batch(rows: int, config: dict[str, Any]) -> SuperBatch:
+    rng = np.random.default_rng(0)
+    shape = (rows, config["in_channels"], config["image_size"], config["image_size"])
+    columns = {
+        "image": rng.integers(0, 256, shape, dtype=np.uint8),
+        "label": rng.integers(0, config["num_classes"], rows),
+    }
+    return SuperBatch(columns, rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))

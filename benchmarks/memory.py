@@ -1,0 +1,97 @@
+"""Memory of the gateway while eight streams each send 64 MB super-batches as fast as they can."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.processes import child, service
+from benchmarks.results import Figure
+from preceptor import RunSpec, SelectionClient
+
+MB, MIB = 1_000_000, 1 << 20
+STREAMS, IN_FLIGHT, SECONDS = 8, 2, 40.0
+ROWS = 20_700  # 63.8 MB of images and labels
+SUB_BATCH_SIZE = ROWS // 5
+WINDOW_BYTES = 64 * MIB
+ALLOWANCE_MB = 150.0
+MODEL_CONFIG = {"in_channels": 3, "image_size": 32, "num_classes": 10}
+SPEC = {"run_id": "memory", "model": "null", "model_config": MODEL_CONFIG}
+_SAMPLE_EVERY_S = 0.1
+_TIMEOUT_S = 300.0
+
+
+def run() -> tuple[list[Figure], dict[str, Any]]:
+    """Returns the figures and the raw samples."""
+    gateway = {"window_bytes": WINDOW_BYTES, "max_super_batch_bytes": WINDOW_BYTES}
+    scorer = {"replicas": 2, "num_cpus": 1, "micro_batch_rows": 1024}
+    with service({"gateway": gateway, "scorer": scorer}) as ports, ExitStack() as stack:
+        with SelectionClient(f"127.0.0.1:{ports['grpc']}") as client:
+            selection = client.create_run(RunSpec(**SPEC))
+            selection.push_reference({"nothing": np.zeros(1, np.float32)})
+            selection.push_weights({"nothing": np.zeros(1, np.float32)}, step=0)
+        arguments = (str(ports["grpc"]), json.dumps(SPEC))
+        trainers = [stack.enter_context(child("trainer", *arguments, str(rank))) for rank in range(STREAMS)]
+        idle = _memory(ports["gateway_pid"])
+        with Sampler(ports["gateway_pid"]) as sampler:
+            for trainer in trainers:
+                trainer.tell(seconds=SECONDS, rows=ROWS, count=SUB_BATCH_SIZE, in_flight=IN_FLIGHT)
+            answers = sum(len(trainer.answer(_TIMEOUT_S)["times"]) for trainer in trainers)
+    own = [sample["own"] for sample in sampler.samples]
+    windows = STREAMS * WINDOW_BYTES / MB
+    figures = [
+        Figure("idle, without shared memory", idle["own"], "MB"),
+        Figure("peak above idle, without shared memory", max(own) - idle["own"], "MB", windows + ALLOWANCE_MB),
+        Figure("peak above idle, shared object-store pages included", _peak(sampler, "rss") - idle["rss"], "MB"),
+        Figure("peak above idle, proportional share (PSS)", _peak(sampler, "pss") - idle["pss"], "MB"),
+        Figure("configured windows", windows, "MB"),
+        Figure("answers meanwhile", answers, ""),
+    ]
+    return figures, {"idle_mb": idle, "samples_mb": sampler.samples}
+
+
+class Sampler:
+    """Reads a process's memory every 0.1 s, in a thread of its own, inside a `with` block."""
+
+    def __init__(self, pid: int) -> None:
+        self.samples: list[dict[str, float]] = []
+        self._pid = pid
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        started = time.monotonic()
+        while not self._done.wait(_SAMPLE_EVERY_S):
+            self.samples.append({"at_s": round(time.monotonic() - started, 2), **_memory(self._pid)})
+
+
+def _peak(sampler: Sampler, name: str) -> float:
+    return max(sample[name] for sample in sampler.samples)
+
+
+def _memory(pid: int) -> dict[str, float]:
+    """Returns MB of resident memory: all (`rss`), without shared memory (`own`), and proportional (`pss`)."""
+    status = _kilobytes(Path(f"/proc/{pid}/status"), "RssAnon", "RssFile", "RssShmem")
+    rollup = _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
+    own = status["RssAnon"] + status["RssFile"]
+    in_kilobytes = {"own": own, "rss": own + status["RssShmem"], "pss": rollup["Pss"]}
+    return {name: round(value * 1024 / MB, 1) for name, value in in_kilobytes.items()}
+
+
+def _kilobytes(path: Path, *names: str) -> dict[str, int]:
+    fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    return {name: int(fields[name].split()[0]) for name in names}

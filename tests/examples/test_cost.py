@@ -1,0 +1,62 @@
+"""The cost model gives the paper's amortisation figure."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from preceptor_service.cost import relative_compute
+
+# Forward multiply-adds at 224², patches of 16, in 10^9; arXiv 2312.05328 scores for a ViT-L learner at B/b = 2.
+LEARNER_L = 61.6
+
+
+# Mu's size is not stated; 0.29 is what its own figure implies, so that row only holds the formula's shape together.
+@pytest.mark.parametrize(
+    ("scorer", "savings", "percent"), [(17.6, 0.31, 143.6), (4.6, 0.30, 89.7), (1.25, 0.26, 79.7), (0.29, 0.24, 77.3)]
+)
+def test_the_papers_figure_comes_out(scorer: float, savings: float, percent: float) -> None:
+    share = scorer / LEARNER_L
+
+    assert 100 * relative_compute(savings, share, share, ratio=2) == pytest.approx(percent, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "learner", "percent"), [(1.25, 61.6, 6.5), (1.25, 17.6, 20), (4.6, 61.6, 21), (17.6, 61.6, 57)]
+)
+def test_at_break_even_selection_costs_what_it_saves(scorer: float, learner: float, percent: float) -> None:
+    share = scorer / learner
+
+    assert relative_compute(percent / 100, share, share, ratio=2) == pytest.approx(1, abs=0.01)
+
+
+def test_it_counts_forward_and_backward_passes_of_every_example() -> None:
+    # In forward passes of the learner: 1,000 uniform updates of 64, against 600 on which 320 are scored as well.
+    uniform = 1000 * 64 * 3
+    selected = 600 * (64 * 3 + 64 * 3 * 0.1 + 320 * 0.1 + 320 * 0.2)
+    reference = 500 * 64 * 3 * 0.2
+
+    found = relative_compute(0.4, 0.1, 0.2, ratio=5, charge_reference_training=0.5)
+
+    assert found == pytest.approx((selected + reference) / uniform)
+
+
+def test_a_run_that_needed_more_updates_costs_more() -> None:
+    assert relative_compute(-0.5, 0.0, 0.0, ratio=2) == pytest.approx(1.5)
+
+
+def test_a_free_scorer_costs_what_its_updates_cost() -> None:
+    assert relative_compute(0.46, 0.0, 0.0, ratio=5) == pytest.approx(0.54)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("savings", 1.0), ("savings", math.nan), ("f_online", -0.1), ("f_reference", math.inf), ("ratio", 0.9),
+     ("charge_reference_training", -1.0)],
+)  # fmt: skip
+def test_a_number_out_of_range_is_named(name: str, value: float) -> None:
+    arguments = {"savings": 0.5, "f_online": 0.1, "f_reference": 0.1, "ratio": 2.0, name: value}
+
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        relative_compute(**arguments)

@@ -1,0 +1,57 @@
+"""The README's quick start trains against a service."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from preceptor import SelectionClient
+from preceptor_service.app import start_service
+from preceptor_service.config import parse_config
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    settings = {
+        "pool": "in-process",
+        "gateway": {"host": "127.0.0.1", "port": 0},
+        "metrics": {"enabled": False},
+        "scorer": {"threads": 1},
+        "weights": {"path": tmp_path_factory.mktemp("store")},
+    }
+    service = start_service(parse_config(settings))
+    yield f"127.0.0.1:{service.ports.grpc}"
+    service.stop()
+
+
+def test_the_quick_start_learns_and_can_be_repeated(target: str, repository: Path) -> None:
+    for _ in range(2):
+        ran = subprocess.run(
+            [sys.executable, repository / "examples" / "quickstart.py"],
+            env={**os.environ, "PRECEPTOR_TARGET": target, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert (ran.stderr, ran.returncode) == ("", 0)
+        accuracy = re.search(r"accuracy ([\d.]+)%", ran.stdout)
+        assert accuracy is not None
+        assert float(accuracy[1]) > 80
+
+    with SelectionClient(target) as client:
+        runs = client.list_runs()
+    # 1,797 digits are, in each of 20 epochs, seven super-batches of 256 and one of 5, which is too short to be offered.
+    assert [(run.super_batches, run.selected, run.learner_version) for run in runs] == [(140, 140 * 64, 20)] * 2
+
+
+def test_its_core_has_no_more_lines_than_a_reader_takes_in(repository: Path) -> None:
+    text = (repository / "examples" / "quickstart.py").read_text()
+    core = re.search(r"^# \[quickstart\]\n(.*)^# \[/quickstart\]$", text, re.MULTILINE | re.DOTALL)
+
+    assert core is not None
+    code = [line for line in core[1].splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(code) <= 10

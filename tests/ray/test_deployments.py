@@ -1,0 +1,35 @@
+"""What the configuration says is what Serve is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from preceptor_service.config import parse_config
+from preceptor_service.gateway.deployment import gateway_deployment
+from preceptor_service.scoring.ray_scorer import scorer_deployment
+
+
+def test_scorers_are_a_fixed_number_with_the_configured_share_of_a_machine() -> None:
+    settings = parse_config({"scorer": {"replicas": 3, "num_cpus": 2, "max_ongoing": 7}})
+    deployment = scorer_deployment(settings, num_gpus=0.5)
+    assert deployment.num_replicas == 3
+    assert deployment.max_ongoing_requests == 7
+    assert deployment.ray_actor_options == {"num_cpus": 2, "num_gpus": 0.5}
+
+
+def test_scorers_scale_between_the_configured_bounds() -> None:
+    deployment = scorer_deployment(parse_config({"scorer": {"replicas": 2, "max_replicas": 6, "max_ongoing": 8}}), 0)
+    scaling = deployment._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 6, 4)
+
+
+@pytest.mark.parametrize(("num_cpus", "threads", "expected"), [(1, None, 1), (2.5, None, 3), (0.1, None, 1), (4, 2, 2)])
+def test_a_scorer_uses_the_threads_that_it_was_given(num_cpus: float, threads: int | None, expected: int) -> None:
+    assert parse_config({"scorer": {"num_cpus": num_cpus, "threads": threads}}).scorer.threads_or_default == expected
+
+
+def test_gateways_are_one_per_node_and_have_time_to_drain() -> None:
+    deployment = gateway_deployment(parse_config({"gateway": {"replicas": 2, "drain_s": 7}}))
+    assert deployment.num_replicas == 2
+    assert deployment._replica_config.max_replicas_per_node == 1
+    assert deployment._deployment_config.graceful_shutdown_timeout_s > 7

@@ -1,0 +1,186 @@
+"""Every metric moves when it should, and what Prometheus scrapes is well formed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from preceptor import Run, SelectionClient
+from preceptor.errors import InvalidSuperBatchError, RunNotFoundError
+from preceptor_service.app import RunningService
+from tests.service import digits
+from tests.service.architectures import Gate
+from tests.service.conftest import MAX_CHUNK_BYTES, MAX_SUPER_BATCH_BYTES, WINDOW_BYTES, Control, Metrics, wait_until
+from tests.service.raw import RawChannel, chunk, header, select_open, super_batch
+
+
+@pytest.fixture(autouse=True)
+def alive(control: Control) -> Iterator[None]:
+    yield
+    control.check()
+
+
+@dataclass
+class Seen:
+    """How much a metric of one run has moved."""
+
+    metrics: Metrics
+    run_id: str
+
+    def __call__(self, name: str, **labels: str) -> float:
+        return self.metrics.value(f"preceptor_{name}", run=self.run_id, **labels)
+
+
+@pytest.fixture
+def seen(metrics: Metrics, run_id: str) -> Seen:
+    return Seen(metrics, run_id)
+
+
+def test_selecting_counts_super_batches_candidates_and_selected_examples(run: Run, seen: Seen) -> None:
+    for step in range(1, 4):
+        run.select(digits.candidates(step), sub_batch_size=8, step=step)
+    assert seen("super_batches_total") == 3
+    assert seen("candidates_total") == 3 * 32
+    assert seen("selected_examples_total") == 3 * 8
+    assert seen("selected_ratio") == 0.25
+    assert seen("fallbacks_total") == 0
+    assert seen("forward_seconds_total") > 0
+
+
+def test_stages_are_timed(run: Run, metrics: Metrics, seen: Seen) -> None:
+    answered = metrics.value("preceptor_stage_latency_seconds_count", stage="total")
+    run.select(digits.candidates(1), sub_batch_size=8, step=1)
+    assert metrics.value("preceptor_stage_latency_seconds_count", stage="total") == answered + 1
+    stages = {stage: seen("stage_seconds_total", stage=stage) for stage in ("receive", "decode", "losses", "select")}
+    assert all(seconds > 0 for seconds in stages.values())
+    assert sum(stages.values()) <= seen("stage_seconds_total", stage="total")
+
+
+def test_versions_staleness_and_pushes_are_shown(run: Run, seen: Seen) -> None:
+    run.push_weights(digits.weights(3), step=10)
+    run.select(digits.candidates(1), sub_batch_size=8, step=14)
+    assert seen("learner_version") == 2
+    assert seen("staleness_steps") == 4
+    assert seen("weight_pushes_total", role="learner") == 2
+    assert seen("weight_pushes_total", role="reference") == 1
+    assert seen("weight_push_seconds_total") > 0
+
+
+def test_failures_are_counted_by_code(run: Run, seen: Seen) -> None:
+    with pytest.raises(InvalidSuperBatchError):
+        run.select(digits.candidates(1), sub_batch_size=99, step=1)
+    assert seen("failed_super_batches_total", code="INVALID_ARGUMENT") == 1
+    assert seen("super_batches_total") == 0
+
+
+def test_calls_that_end_in_an_error_are_counted_by_method_and_code(
+    client: SelectionClient, raw: RawChannel, metrics: Metrics
+) -> None:
+    name = "preceptor_errors_total"
+    unknown = metrics.value(name, method="GetRun", code="NOT_FOUND")
+    broken = metrics.value(name, method="Select", code="INVALID_ARGUMENT")
+    with pytest.raises(RunNotFoundError):
+        client.get_run("nobody")
+    raw.call("Select", b"\xff").status()
+    assert metrics.value(name, method="GetRun", code="NOT_FOUND") == unknown + 1
+    assert metrics.value(name, method="Select", code="INVALID_ARGUMENT") == broken + 1
+
+
+def test_scores_that_are_not_finite_are_counted(client: SelectionClient, run_id: str, seen: Seen) -> None:
+    run = client.create_run(digits.spec(run_id, model_config=digits.FLOAT_MODEL, score="hard_learner"))
+    state = {name: tensor.abs() * 1e30 for name, tensor in digits.weights(1, digits.FLOAT_MODEL).items()}
+    run.push_weights({name: tensor * ("bias" not in name) for name, tensor in state.items()}, step=0)
+    batch = digits.float_candidates(0, rows=10)
+    batch["image"][:4] = 0
+    run.select(batch, sub_batch_size=2, step=1)
+    assert seen("non_finite_scores_total") == 6
+
+
+def test_fallbacks_are_counted_and_show_how_old_the_copy_was(client: SelectionClient, run_id: str, seen: Seen) -> None:
+    run = client.create_run(digits.spec(run_id, score="hard_learner", max_staleness_steps=3, on_stale="uniform"))
+    run.push_weights(digits.weights(1), step=0)
+    run.select(digits.candidates(1), sub_batch_size=4, step=3)
+    run.select(digits.candidates(2), sub_batch_size=4, step=9)
+    assert seen("fallbacks_total") == 1
+    assert seen("staleness_steps") == 9
+
+
+def test_bytes_in_flight_and_streams_rise_and_fall(
+    raw: RawChannel, metrics: Metrics, gated_run: Run, gate: Gate
+) -> None:
+    streams = metrics.value("preceptor_select_streams")
+    messages = super_batch(digits.gated_candidates(1))
+    gate.close()
+    call = raw.call("Select", select_open(gated_run.run_id), *messages)
+    gate.wait_for(arrived=1)
+    assert metrics.value("preceptor_select_streams") == streams + 1
+    assert metrics.value("preceptor_in_flight_bytes") == len(messages[1].chunk.data)
+    gate.open()
+    call.answer()
+    call.half_close()
+    assert call.status().code == "OK"
+    wait_until(lambda: metrics.value("preceptor_select_streams") == streams, "the stream was counted out")
+    assert metrics.value("preceptor_in_flight_bytes") == 0
+
+
+def test_waiting_for_credit_is_counted_and_timed(raw: RawChannel, gated_run: Run, gate: Gate, seen: Seen) -> None:
+    call = raw.call("Select", select_open(gated_run.run_id))
+    body = bytes(MAX_SUPER_BATCH_BYTES)
+    gate.close()
+    call.send(*super_batch(digits.gated_candidates(1), step=1))
+    for step in range(2, 1 + WINDOW_BYTES // len(body)):
+        call.send(header(body, step=step, row_count=1))
+        call.send(*[chunk(body[at : at + MAX_CHUNK_BYTES], at) for at in range(0, len(body), MAX_CHUNK_BYTES)])
+    call.send(header(body, step=99, row_count=1))  # its chunks have to wait
+    wait_until(lambda: seen("credit_waits_total") == 1, "the wait was noticed")
+    gate.open()
+    assert call.answer().WhichOneof("kind") == "selection"
+    wait_until(lambda: seen("credit_wait_seconds_total") > 0, "the wait was timed")
+    call.cancel()
+
+
+def test_repeated_answers_are_not_counted_twice(run: Run, seen: Seen) -> None:
+    for _ in range(3):
+        run.select(digits.candidates(1), sub_batch_size=8, step=1)
+    assert seen("super_batches_total") == 1
+
+
+def test_a_deleted_run_has_no_series(client: SelectionClient, run: Run, metrics: Metrics) -> None:
+    run.select(digits.candidates(1), sub_batch_size=8, step=1)
+    with pytest.raises(InvalidSuperBatchError):
+        run.select(digits.candidates(1), sub_batch_size=0, step=2)
+    assert run.run_id in metrics.runs()
+    client.delete_run(run.run_id)
+    assert run.run_id not in metrics.runs()
+
+
+def test_every_metric_is_named_by_noun_and_unit_and_explained(run: Run, metrics: Metrics) -> None:
+    run.select(digits.candidates(1), sub_batch_size=8, step=1)
+    families = {family.name: family for family in text_string_to_metric_families(metrics.text())}
+    ours = {name: family for name, family in families.items() if not name.endswith("_created")}
+    assert len(ours) >= 20
+    for name, family in ours.items():
+        assert name.startswith("preceptor_")
+        assert family.documentation.endswith(".")
+        labels: set[str] = set()
+        for sample in family.samples:
+            labels |= set(sample.labels)
+        assert not labels & {"job", "instance"}
+
+
+def test_prometheus_finds_no_fault_with_a_scrape(run: Run, metrics: Metrics, promtool: Path) -> None:
+    run.select(digits.candidates(1), sub_batch_size=8, step=1)
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input=metrics.text(), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_metrics_can_be_switched_off(start: Callable[..., RunningService]) -> None:
+    service = start(metrics={"enabled": False})
+    assert service.ports.metrics is None
