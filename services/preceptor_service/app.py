@@ -15,6 +15,7 @@ from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
 from preceptor_service.config import ConfigError, ServiceConfig
+from preceptor_service.gateway.access import check_access
 from preceptor_service.gateway.gateway import Gateway, Ports
 from preceptor_service.ray_cluster import RayCluster
 
@@ -43,8 +44,7 @@ def start_service(config: ServiceConfig) -> RunningService:
     Raises:
         ConfigError: a port is taken, or a setting does not work here; names the setting.
     """
-    weights = config.weights.model_copy(update={"path": config.weights.path.expanduser().absolute()})
-    config = config.model_copy(update={"weights": weights})
+    config = config.with_absolute_paths()
     if config.pool == "in-process" or os.environ.get("RAY_ADDRESS", "local") == "local":
         _check_here(config)
     _require_free_port(config.gateway.host, config.gateway.port, "--port")
@@ -162,6 +162,7 @@ def _check_here(config: ServiceConfig) -> None:
             f"weights.path is {config.weights.path}, which cannot be used: "
             f"{error.strerror}; choose another with --store"
         ) from error
+    check_access(config)
     if config.architectures:
         from preceptor_service.models import ArchitectureRegistry
 

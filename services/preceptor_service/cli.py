@@ -15,10 +15,20 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from preceptor import PreceptorError, RunStatus, SelectionClient
+from preceptor import PreceptorError, RunStatus
 from preceptor.errors import UnavailableError
+from preceptor_service.cli_connection import (
+    Target,
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TokenFile,
+    UsesTls,
+    open_client,
+)
 from preceptor_service.config import ConfigError, ServiceConfig, load_config
 from preceptor_service.config_reference import default_yaml
+from preceptor_service.token_command import token
 
 if TYPE_CHECKING:
     from preceptor_service.gateway.gateway import Ports
@@ -34,7 +44,7 @@ _WIDE = 110
 console = Console()
 complaints = Console(stderr=True)
 
-Target = Annotated[str, typer.Option("--target", "-t", help="Gateway to ask, host:port.", envvar="PRECEPTOR_TARGET")]
+app.command()(token)
 
 
 @app.command()
@@ -84,10 +94,15 @@ def status(
     target: Target = "localhost:7600",
     interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one table and leave.")] = False,
+    tls: UsesTls = False,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Watch the runs of a gateway: versions, staleness, throughput."""
     try:
-        with SelectionClient(target) as client:
+        with open_client(target, tls, tls_ca, tls_certificate, tls_key, token_file) as client:
             before, since = client.list_runs(), time.monotonic()
             if once:
                 console.print(_status_table(target, before, before, 0.0))
@@ -100,16 +115,27 @@ def status(
                     before, since = runs, now
     except KeyboardInterrupt:
         return
+    except ConfigError as error:
+        raise _failed(str(error)) from error
     except (PreceptorError, ValueError) as error:
         raise _failed(_unreached(target, error)) from error
 
 
 @app.command()
-def runs(target: Target = "localhost:7600") -> None:
+def runs(
+    target: Target = "localhost:7600",
+    tls: UsesTls = False,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+) -> None:
     """List the runs of a service and their settings."""
     try:
-        with SelectionClient(target) as client:
+        with open_client(target, tls, tls_ca, tls_certificate, tls_key, token_file) as client:
             found = client.list_runs()
+    except ConfigError as error:
+        raise _failed(str(error)) from error
     except (PreceptorError, ValueError) as error:
         raise _failed(_unreached(target, error)) from error
     console.print(_runs_table(target, found, is_wide=console.width >= _WIDE) if found else f"no runs at {target}")
@@ -186,15 +212,26 @@ def _or_dash(value: int | None) -> str:
 
 
 def _banner(settings: ServiceConfig, ports: Ports) -> str:
+    warning = (
+        "[bold red]insecure: anybody who reaches this port may read, push and delete every run.[/bold red]\n"
+        "[red]Configure tls and auth (docs/security.md), or listen on 127.0.0.1.[/red]\n"
+    )
     host = "localhost" if settings.metrics.host in ("0.0.0.0", "::") else settings.metrics.host  # noqa: S104 - shown, not bound
     scorers = "1 scorer" if settings.scorer.replicas == 1 else f"{settings.scorer.replicas} scorers"
     return (
+        f"{warning if settings.is_insecure else ''}"
         f"[bold]preceptor[/bold] is serving on {settings.gateway.host}:{ports.grpc}\n"
+        f"  access   {_access(settings)}\n"
         f"  metrics  {f'http://{host}:{ports.metrics}/metrics' if ports.metrics else 'off'}\n"
         f"  pool     {settings.pool}, {scorers}, device {settings.scorer.device}\n"
         f"  store    {escape(str(settings.weights.path.expanduser().absolute()))}\n"
         "Ctrl-C stops it."
     )
+
+
+def _access(settings: ServiceConfig) -> str:
+    transport = "plaintext" if settings.tls is None else "mTLS" if settings.tls.client_ca else "TLS"
+    return f"{transport}, {'everybody who reaches it' if settings.auth is None else 'whom the access file grants it'}"
 
 
 def _overrides(

@@ -5,9 +5,11 @@ The Helm chart passes its `config:` through unchanged, so this module is also th
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,7 +32,7 @@ class _Section(BaseModel):
 class GatewayConfig(_Section):
     """The gRPC server that trainers talk to."""
 
-    host: str = Field("0.0.0.0", description="Address to listen on.")
+    host: str = Field("127.0.0.1", description="Address to listen on; beyond this machine only with `tls` and `auth`.")
     port: Port = Field(7600, description="Port to listen on; 0 takes a free one.")
     replicas: Positive = Field(1, description="Gateways, at most one per node.")
     num_cpus: float = Field(0.0, ge=0, description="CPUs that Ray reserves for each gateway.")
@@ -61,7 +63,7 @@ class MetricsConfig(_Section):
     """The Prometheus endpoint of each gateway."""
 
     enabled: bool = Field(True, description="Whether to serve metrics.")
-    host: str = Field("0.0.0.0", description="Address to listen on.")
+    host: str = Field("127.0.0.1", description="Address to listen on; anybody who reaches it can read run names.")
     port: Port = Field(9464, description="Port to listen on; 0 takes a free one.")
 
 
@@ -102,6 +104,64 @@ class LimitsConfig(_Section):
     """Bounds on what clients may create."""
 
     max_runs: Positive = Field(1000, description="Runs that exist at once.")
+    max_runs_per_identity: Positive = Field(500, description="Runs of one creator at once, where callers are known.")
+    max_streams_per_identity: Positive = Field(
+        128, description="Open Select, Score and PushWeights calls of one caller per gateway, where callers are known."
+    )
+
+
+class TlsConfig(_Section):
+    """The gateway's certificate; the files are read again when they change."""
+
+    certificate: Path = Field(description="PEM file: the certificate, then its intermediates.")
+    private_key: Path = Field(description="PEM file: the certificate's key, not encrypted.")
+    client_ca: Path | None = Field(
+        None, description="PEM file of authorities; given: every client must show a certificate of theirs."
+    )
+
+
+class OidcConfig(_Section):
+    """JWTs of an OpenID provider. Where its keys lie is said here, never by a token."""
+
+    issuer: Annotated[str, Field(min_length=1)] = Field(description="What the claim `iss` must be.")
+    audience: Annotated[str, Field(min_length=1)] = Field(description="What the claim `aud` must name.")
+    jwks_url: str | None = Field(None, description="https URL of the provider's keys.")
+    jwks_ca: Path | None = Field(None, description="PEM file of authorities for `jwks_url`; none: the system's.")
+    jwks_file: Path | None = Field(None, description="File of the provider's keys, instead of `jwks_url`.")
+    algorithms: tuple[Literal["RS256", "ES256", "EdDSA"], ...] = Field(
+        ("RS256", "ES256"), min_length=1, description="Signatures that are accepted; each with a public key."
+    )
+    leeway_s: Annotated[float, Field(ge=0, le=300)] = Field(30.0, description="Clock difference that is forgiven.")
+    groups_claim: str = Field("groups", description="Claim with the names of the caller's groups.")
+
+    @model_validator(mode="after")
+    def _has_one_source_of_keys(self) -> OidcConfig:
+        if (self.jwks_url is None) == (self.jwks_file is None):
+            raise ValueError("give one of jwks_url and jwks_file")
+        if self.jwks_url is not None and (
+            urlsplit(self.jwks_url).scheme != "https" or not urlsplit(self.jwks_url).hostname
+        ):
+            raise ValueError("jwks_url must be an https URL; who alters the keys on their way is anybody he likes")
+        return self
+
+
+class AuthConfig(_Section):
+    """Who may call; everything that is not granted is denied."""
+
+    access_file: Path = Field(description="YAML of token hashes and grants; see `docs/security.md`.")
+    oidc: OidcConfig | None = Field(None, description="Accepts JWTs besides the tokens of `access_file`.")
+    allow_plaintext: bool = Field(
+        False, description="Takes tokens without TLS beyond this machine, where something in front ends TLS."
+    )
+    recheck_s: Annotated[float, Field(gt=0, le=30)] = Field(
+        10.0, description="Longest time until an open stream notices that its caller lost a right."
+    )
+
+
+class AuditConfig(_Section):
+    """A line of JSON for each push, creation and deletion; see `docs/security.md`."""
+
+    file: Path | None = Field(None, description="File to append to, besides the logger `preceptor.audit`.")
 
 
 class ServiceConfig(_Section):
@@ -116,10 +176,48 @@ class ServiceConfig(_Section):
     scorer: ScorerConfig = ScorerConfig()
     weights: WeightsConfig = WeightsConfig()
     limits: LimitsConfig = LimitsConfig()
+    tls: TlsConfig | None = Field(None, description="None: plaintext.")
+    auth: AuthConfig | None = Field(None, description="None: everybody who reaches the port may do everything.")
+    audit: AuditConfig = AuditConfig()
     architectures: dict[str, str] = Field(
         default_factory=dict,
         description="More architectures that runs may name: name → 'package.module:function' of the operator's own.",
     )
+
+    def with_absolute_paths(self) -> ServiceConfig:
+        """Returns the same settings, whose files are found from any directory."""
+        return ServiceConfig.model_validate(_absolute(self.model_dump()))
+
+    @property
+    def is_insecure(self) -> bool:
+        """Whether strangers may be able to use it: it listens beyond this machine, and asks nobody who they are."""
+        knows_callers = self.auth is not None or (self.tls is not None and self.tls.client_ca is not None)
+        return not is_loopback(self.gateway.host) and not knows_callers
+
+    @model_validator(mode="after")
+    def _tokens_travel_encrypted(self) -> ServiceConfig:
+        if self.auth is None or self.tls is not None or self.auth.allow_plaintext or is_loopback(self.gateway.host):
+            return self
+        raise ValueError(
+            f"auth without tls on {self.gateway.host}: tokens would travel in the clear; configure tls, listen on "
+            "127.0.0.1, or set auth.allow_plaintext where something in front of the gateway ends TLS"
+        )
+
+
+def _absolute(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {name: _absolute(value) for name, value in settings.items()}
+    return settings.expanduser().absolute() if isinstance(settings, Path) else settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def load_config(path: Path | None, overrides: dict[str, Any] | None = None) -> ServiceConfig:

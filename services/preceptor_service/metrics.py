@@ -49,6 +49,15 @@ class GatewayMetrics:
         self.learner_version = self._gauge("learner_version", "Learner version that new answers use.", run)
         self.staleness = self._gauge("staleness_steps", "Age of the learner copy at the last answer, in steps.", run)
         self.selected_ratio = self._gauge("selected_ratio", "b / B of the last answer, from 0 to 1.", run)
+        self.insecure = self._gauge(
+            "insecure", "1 where others than this machine may call without saying who they are."
+        )
+        self.certificate_expiry = self._gauge(
+            "certificate_expiry_timestamp_seconds", "When a certificate in use ends, since the epoch.", ("certificate",)
+        )
+        self.credential_failures = self._counter(
+            "credential_reload_failures", "Changed files or keys that could not be used, by source.", ("source",)
+        )
         self.pushes = self._counter("weight_pushes", "Weights committed, by role.", ("run", "role"))
         self.push_seconds = self._counter("weight_push_seconds", "Time from first byte to commit, summed.", run)
 

@@ -7,7 +7,9 @@ import os
 import secrets
 import sys
 
-from preceptor_service.config import ConfigError
+from preceptor_service.config import ConfigError, is_loopback
+
+logger = logging.getLogger(__name__)
 
 _MIN_RAY = (2, 60)
 
@@ -31,14 +33,16 @@ class RayCluster:
 
         if tuple(map(int, ray.__version__.split(".")[:2])) < _MIN_RAY:
             raise ConfigError(f"Ray is {ray.__version__}; before 2.60 it opens unauthenticated ports, so upgrade it")
+        _warn_without_token()
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:
-            ray.init(
+            connection = ray.init(
                 address=address,
                 include_dashboard=False if address == "local" else None,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
+            _warn_of_dashboard(connection.dashboard_url)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
 
@@ -65,3 +69,23 @@ def _want_token() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _warn_without_token() -> None:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode != "token":
+        logger.warning(
+            "RAY_AUTH_MODE is %r: whoever reaches the ports of this Ray can run code on it; start Ray with "
+            "RAY_AUTH_MODE=token, or keep its ports unreachable",
+            mode,
+        )
+
+
+def _warn_of_dashboard(url: str | None) -> None:
+    host = (url or "").removeprefix("http://").rpartition(":")[0]
+    if host and not is_loopback(host):
+        logger.warning(
+            "the dashboard of this Ray listens on %s: jobs can be started there; start Ray with "
+            "--dashboard-host=127.0.0.1, or keep it unreachable",
+            host,
+        )

@@ -25,11 +25,13 @@ class RunRecord:
         spec: the trainer's settings.
         create_time_s: seconds since the epoch.
         micro_batch_rows: rows of one forward pass, from the service's configuration of that day.
+        owner: identity of the creator; None where the service knew no callers.
     """
 
     spec: RunSpec
     create_time_s: float
     micro_batch_rows: int
+    owner: str | None = None
 
 
 class RunStore:
@@ -109,12 +111,19 @@ def _to_json(record: RunRecord) -> dict[str, object]:
         "spec": json_format.MessageToDict(spec_to_proto(record.spec)),
         "create_time_s": record.create_time_s,
         "micro_batch_rows": record.micro_batch_rows,
+        "owner": record.owner,
     }
 
 
 def _from_json(stored: dict[str, Any]) -> RunRecord:
     spec = spec_from_proto(json_format.ParseDict(stored["spec"], run_pb2.RunSpec()))
-    return RunRecord(spec, float(stored["create_time_s"]), int(stored["micro_batch_rows"]))
+    owner = stored.get("owner")
+    return RunRecord(
+        spec,
+        float(stored["create_time_s"]),
+        int(stored["micro_batch_rows"]),
+        None if owner is None else str(owner),
+    )
 
 
 def _difference(stored: RunSpec, asked: RunSpec) -> str:

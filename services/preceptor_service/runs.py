@@ -142,8 +142,8 @@ class RunRegistry:
         self._forgotten = forgotten
         self._active: dict[str, ActiveRun] = {}
 
-    async def create(self, spec: RunSpec) -> ActiveRun:
-        """Creates a run, or returns the existing one of the same spec.
+    async def create(self, spec: RunSpec, owner: str | None = None) -> ActiveRun:
+        """Creates a run of `owner`, or returns the existing one of the same spec, whoever created it.
 
         Raises:
             InvalidRunError: a setting is out of range or names something unknown.
@@ -153,7 +153,7 @@ class RunRegistry:
             OverloadedError: too many runs.
         """
         columns = await asyncio.to_thread(self._checked, spec)
-        record = RunRecord(spec, time.time(), self._micro_batch_rows(columns))
+        record = RunRecord(spec, time.time(), self._micro_batch_rows(columns), owner)
         record = await asyncio.to_thread(self._store, record)
         return await self._activate(record, columns)
 

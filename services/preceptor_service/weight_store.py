@@ -70,6 +70,11 @@ class WeightsVersion:
     commit_time_s: float
 
 
+def weights_not_found(digest: str) -> WeightsNotFoundError:
+    """Returns what is said of weights that are not there, and of those that are none of the caller's business."""
+    return WeightsNotFoundError(f"the store has no weights {digest}; push them")
+
+
 class WeightStore:
     """The weights of every run. Safe for any number of threads and processes at once.
 
@@ -192,7 +197,7 @@ class WeightStore:
             raise WeightsNotFoundError(f"digest is {digest[:80]!r}; give 'sha256:' and 64 hexadecimal digits")
         path = self._blob(digest)
         if not path.exists():
-            raise WeightsNotFoundError(f"the store has no weights {digest}; push them")
+            raise weights_not_found(digest)
         return path
 
     def verify(self, digest: str) -> Path:

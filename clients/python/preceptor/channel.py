@@ -9,14 +9,14 @@ import ipaddress
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from preceptor.errors import REASON_METADATA_KEY, ClosedError, PreceptorError, error_from
+from preceptor.errors import REASON_METADATA_KEY, ClosedError, PreceptorError, UnauthenticatedError, error_from
 from preceptor.wire import Method, methods
 
 # The scores of 10^6 candidates return in one message of some 12 MB; this leaves room for twenty times that.
@@ -115,14 +115,15 @@ class Connection:
 
     Args:
         target: `"host:port"`; an IPv6 address in brackets.
-        token: sent as `authorization: Bearer`; refused without TLS unless the host is this machine.
+        token: sent as `authorization: Bearer`; refused without TLS unless the host is this machine. A function is
+            asked before each call, from any thread, for a token that may have been renewed; it must not block.
         tls: None for plaintext.
 
     Raises:
         ValueError: `target` is not `"host:port"`, or a token would travel in the clear.
     """
 
-    def __init__(self, target: str, token: str | None, tls: Tls | None) -> None:
+    def __init__(self, target: str, token: str | Callable[[], str] | None, tls: Tls | None) -> None:
         host = _host(target)
         if token is not None and tls is None and not _is_loopback(host):
             raise ValueError(
@@ -130,7 +131,7 @@ class Connection:
                 "Without TLS a token is only sent to this machine (localhost, 127.0.0.0/8, ::1)"
             )
         self.target = target
-        self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        self._token = token
         self._pid = os.getpid()
         self._closed = False
         if tls is None:
@@ -150,6 +151,11 @@ class Connection:
             )
         if self._closed:
             raise ClosedError(f"the client of {self.target} is closed; open a new SelectionClient")
+
+    @property
+    def renews_token(self) -> bool:
+        """Whether a call may carry another token than the one before."""
+        return callable(self._token)
 
     @property
     def is_own_process(self) -> bool:
@@ -173,7 +179,7 @@ class Connection:
         """As `unary`, but returns a failure instead of raising it, for callers that repeat."""
         self.check_usable()
         try:
-            answer = self._calls[name](request, timeout=timeout_s, metadata=self._metadata)
+            answer = self._calls[name](request, timeout=timeout_s, metadata=self._metadata())
         except grpc.RpcError as raised:
             return None, rpc_failure(raised, f"{name} to {self.target}")
         except ValueError as raised:
@@ -187,10 +193,11 @@ class Connection:
 
         Raises:
             ClosedError: the client was closed.
+            UnauthenticatedError: the function that returns the token failed.
         """
         self.check_usable()
         try:
-            return self._calls[name](requests, metadata=self._metadata)
+            return self._calls[name](requests, metadata=self._metadata())
         except ValueError as raised:
             raise self._closed_meanwhile(raised) from None
 
@@ -199,6 +206,15 @@ class Connection:
         self._closed = True
         if self.is_own_process:
             self._channel.close()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        if self._token is None:
+            return ()
+        try:
+            token = self._token() if callable(self._token) else self._token
+        except Exception as error:
+            raise UnauthenticatedError(f"the function that returns the token raised {type(error).__name__}") from error
+        return (("authorization", f"Bearer {token}"),)
 
     def _closed_meanwhile(self, raised: ValueError) -> ClosedError:
         # gRPC says "Cannot invoke RPC on closed channel!" by ValueError.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
@@ -32,7 +32,8 @@ class SelectionClient:
 
     Args:
         target: `"host:port"` of a gateway, or of whatever balances between several.
-        token: sent as a bearer token; needs `tls` unless the host is this machine.
+        token: sent as a bearer token; needs `tls` unless the host is this machine. A function that returns it is
+            asked before each call, from any thread: for tokens that end sooner than a training run. It must not block.
         tls: None for plaintext.
         timeout_s: default for every call.
 
@@ -40,7 +41,9 @@ class SelectionClient:
         ValueError: `target` is not `"host:port"`, `timeout_s` is not above 0, or a token would travel unencrypted.
     """
 
-    def __init__(self, target: str, token: str | None = None, tls: Tls | None = None, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, target: str, token: str | Callable[[], str] | None = None, tls: Tls | None = None, timeout_s: float = 30.0
+    ) -> None:
         self._timeout_s = _checked_timeout(timeout_s)
         self._connection = Connection(target, token, tls)
         self._lock = threading.Lock()

@@ -31,6 +31,7 @@ from preceptor.errors import (
     InternalError,
     PreceptorError,
     TooLargeError,
+    UnauthenticatedError,
     UnavailableError,
     error_from,
 )
@@ -277,6 +278,12 @@ class SelectStream:
             # The connection went first; close() of this stream follows and settles everything.
             self._open_at = now + _WAIT_S
             return
+        except UnauthenticatedError as error:
+            # The trainer's own function has no token just now.
+            self._last_failure = RpcFailure(error, is_transport=True)
+            self._breaks += 1
+            self._open_at = now + backoff_s(self._breaks)
+            return
         name = f"preceptor-reader-{self._run_id}"
         attempt.reader = threading.Thread(target=self._read, args=(attempt,), name=name, daemon=True)
         attempt.reader.start()
@@ -365,6 +372,10 @@ class SelectStream:
                 settlements.tell()
         except grpc.RpcError as raised:
             failure = rpc_failure(raised, what)
+            is_outlived = attempt.opened is not None and isinstance(failure.error, UnauthenticatedError)
+            if is_outlived and self._connection.renews_token:
+                # The stream outlived its token; whether there is a newer one shows when the next stream opens.
+                failure = RpcFailure(failure.error, is_transport=True)
         with self._changed:
             attempt.end(failure)
             self._changed.notify_all()

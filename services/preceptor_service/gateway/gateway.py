@@ -9,6 +9,7 @@ from prometheus_client import start_http_server
 
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import ConfigError, ServiceConfig
+from preceptor_service.gateway.access import GatewayAccess
 from preceptor_service.gateway.selection_service import SelectionService
 from preceptor_service.gateway.server import GatewayServer
 from preceptor_service.gateway.weights_service import WeightsService
@@ -43,16 +44,18 @@ class Gateway:
         self._config = config
         self._pool = pool
         metrics = GatewayMetrics()
-        runs = RunRegistry(
-            config, RunStore(config.weights.path), weight_store, architectures, pool, forgotten=metrics.forget_run
-        )
+        run_store = RunStore(config.weights.path)
+        runs = RunRegistry(config, run_store, weight_store, architectures, pool, forgotten=metrics.forget_run)
         in_flight = ByteBudget(config.gateway.in_flight_bytes)
         pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
         self._metrics = metrics
         self._metrics_server: WSGIServer | None = None
+        self._access = GatewayAccess(config, run_store, weight_store, metrics)
         self._server = GatewayServer(
             SelectionService(runs, pipeline, config.gateway, metrics),
             WeightsService(runs, weight_store, metrics),
+            self._access.guard,
+            self._access.tls,
             config.gateway,
             metrics,
             shares_port,
@@ -66,14 +69,17 @@ class Gateway:
         """
         metrics_port = self._serve_metrics()
         try:
-            return Ports(await self._server.start(), metrics_port)
+            ports = Ports(await self._server.start(), metrics_port)
         except ConfigError:
             self._close_metrics()
             raise
+        self._access.start()
+        return ports
 
     async def stop(self) -> None:
         """Finishes what was accepted, then stops listening and closes the pool."""
         await self._server.drain()
+        await self._access.stop()
         self._close_metrics()
         await self._pool.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -12,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from preceptor.errors import InvalidMessageError, PreceptorError
 from preceptor.wire import Method, methods
+from preceptor_service.gateway.guard import Guard
 from preceptor_service.gateway.status import abort, as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
 
@@ -22,29 +24,32 @@ class _Malformed:
     """Stands for bytes that are not the message they should be: grpc.aio would answer UNKNOWN."""
 
 
-def generic_handlers(services: Mapping[str, object], metrics: GatewayMetrics) -> list[grpc.GenericRpcHandler]:
+def generic_handlers(
+    services: Mapping[str, object], guard: Guard, metrics: GatewayMetrics
+) -> list[grpc.GenericRpcHandler]:
     """Returns the handlers of every rpc of the contract.
 
     Args:
         services: full service name → object with one coroutine method per rpc, in snake case:
             `(request, context) -> response`, `(requests, context) -> response`, or for two streams
             `(requests, context) -> None`, writing to the context.
+        guard: lets calls through.
         metrics: counts errors by code.
     """
     by_service: dict[str, dict[str, grpc.RpcMethodHandler]] = defaultdict(dict)
     for method in methods():
         implementation = getattr(services[method.service], _snake_case(method.name))
-        by_service[method.service][method.name] = _handler(method, implementation, metrics)
+        by_service[method.service][method.name] = _handler(method, implementation, guard, metrics)
     return [grpc.method_handlers_generic_handler(service, table) for service, table in by_service.items()]
 
 
 def _handler(
-    method: Method, implementation: Callable[[Any, Context], Awaitable[Any]], metrics: GatewayMetrics
+    method: Method, implementation: Callable[[Any, Context], Awaitable[Any]], guard: Guard, metrics: GatewayMetrics
 ) -> grpc.RpcMethodHandler:
     async def call(request: Any, context: Context) -> Any:
         try:
-            checked = _checked_stream(request, method) if method.client_streaming else _checked(request, method)
-            return await implementation(checked, context)
+            checked = partial(_checked_stream if method.client_streaming else _checked, request, method)
+            return await guard.serve(method, implementation, checked, context)
         except asyncio.CancelledError:
             raise
         except PreceptorError as error:

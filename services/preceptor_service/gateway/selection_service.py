@@ -16,9 +16,11 @@ from preceptor.errors import (
     InvalidMessageError,
     InvalidRunError,
     OverloadedError,
+    PermissionDeniedError,
 )
 from preceptor.runs import RunSpec, spec_from_proto
 from preceptor.v1 import run_pb2, selection_pb2
+from preceptor_service.access.caller import current_caller
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import GatewayConfig
 from preceptor_service.gateway import translate
@@ -56,7 +58,10 @@ class SelectionService:
         self, request: selection_pb2.CreateRunRequest, context: Context
     ) -> selection_pb2.CreateRunResponse:
         """Creates a run, or returns the existing one of the same spec."""
-        run = await self._runs.create(_spec(request.spec))
+        caller = current_caller.get()
+        run = await self._runs.create(_spec(request.spec), caller.identity)
+        if not caller.may("score", run.run_id, run.record.owner):
+            raise PermissionDeniedError(f"run {run.run_id!r} belongs to somebody else; choose another run_id")
         return selection_pb2.CreateRunResponse(run=translate.run(run))
 
     async def get_run(self, request: selection_pb2.GetRunRequest, context: Context) -> selection_pb2.GetRunResponse:
@@ -66,8 +71,10 @@ class SelectionService:
     async def list_runs(
         self, request: selection_pb2.ListRunsRequest, context: Context
     ) -> selection_pb2.ListRunsResponse:
-        """Lists all runs."""
-        return selection_pb2.ListRunsResponse(runs=[translate.run(run) for run in await self._runs.list()])
+        """Lists the runs that the caller may score."""
+        caller = current_caller.get()
+        runs = [run for run in await self._runs.list() if caller.may("score", run.run_id, run.record.owner)]
+        return selection_pb2.ListRunsResponse(runs=[translate.run(run) for run in runs])
 
     async def delete_run(
         self, request: selection_pb2.DeleteRunRequest, context: Context

@@ -7,8 +7,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from preceptor.wire import CHUNK_BYTES, MESSAGE_OVERHEAD_BYTES, SERVICES
 from preceptor_service.config import ConfigError, GatewayConfig
+from preceptor_service.gateway.guard import Guard
 from preceptor_service.gateway.handlers import generic_handlers
 from preceptor_service.gateway.selection_service import SelectionService
+from preceptor_service.gateway.tls import ServerTls
 from preceptor_service.gateway.weights_service import WeightsService
 from preceptor_service.metrics import GatewayMetrics
 
@@ -23,6 +25,8 @@ class GatewayServer:
     Args:
         selection: answers trainers.
         weights: takes weights.
+        guard: lets calls through.
+        tls: None for plaintext.
         config: address and limits.
         metrics: counts errors.
         shares_port: whether a replacement may listen on the same port while this one drains.
@@ -32,11 +36,14 @@ class GatewayServer:
         self,
         selection: SelectionService,
         weights: WeightsService,
+        guard: Guard,
+        tls: ServerTls | None,
         config: GatewayConfig,
         metrics: GatewayMetrics,
         shares_port: bool,
     ) -> None:
         self._selection = selection
+        self._tls = tls
         self._config = config
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
@@ -52,7 +59,7 @@ class GatewayServer:
             ]
         )
         services = {SERVICES[0].full_name: selection, SERVICES[1].full_name: weights}
-        self._server.add_generic_rpc_handlers(generic_handlers(services, metrics))
+        self._server.add_generic_rpc_handlers(generic_handlers(services, guard, metrics))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     async def start(self) -> int:
@@ -63,7 +70,11 @@ class GatewayServer:
         """
         address = f"{self._config.host}:{self._config.port}"
         try:
-            port: int = self._server.add_insecure_port(address)
+            port: int = (
+                self._server.add_insecure_port(address)
+                if self._tls is None
+                else self._server.add_secure_port(address, self._tls.credentials)
+            )
         except RuntimeError as error:
             raise ConfigError(
                 f"cannot listen on {address}: the port is taken or not allowed; choose another with --port"

@@ -1,0 +1,97 @@
+"""Whether a caller may do something to a run: its roles, its own runs, its limits. Called by the gateway's guard."""
+
+from __future__ import annotations
+
+from preceptor.errors import InternalError, OverloadedError, PermissionDeniedError, RunNotFoundError
+from preceptor_service.access.caller import Caller, Role
+from preceptor_service.run_store import RunStore
+from preceptor_service.spec_checks import RUN_ID
+from preceptor_service.weight_store import WeightStore, weights_not_found
+
+
+class RunAccess:
+    """Reads the stores afresh each time, so that no other gateway's deletion or creation is missed. Blocking.
+
+    Args:
+        run_store: knows who created which run.
+        weight_store: knows which run holds which weights.
+        max_runs_per_identity: runs of one creator at once.
+    """
+
+    def __init__(self, run_store: RunStore, weight_store: WeightStore, max_runs_per_identity: int) -> None:
+        self._run_store = run_store
+        self._weight_store = weight_store
+        self._max_runs = max_runs_per_identity
+
+    def check(self, caller: Caller, role: Role, run_id: str) -> None:
+        """Returns where the caller has `role` on the run; the answer does not tell whether there is such a run.
+
+        Who may create runs of that name passes also where there is none, to be told so.
+
+        Raises:
+            PermissionDeniedError: it has not.
+        """
+        if caller.grants is None:
+            return
+        exists, owner = self._owner(run_id)
+        if caller.may(role, run_id, owner) or (not exists and caller.may("create", run_id, None)):
+            return
+        raise PermissionDeniedError(
+            f"{caller.identity} has no role {role!r} on run {run_id[:64]!r}; its creator has it, "
+            "to others the operator grants it in the access file"
+        )
+
+    def check_creation(self, caller: Caller, run_id: str, reference_digest: str | None) -> None:
+        """Returns where the caller may create the run, or may score the one that is there.
+
+        Raises:
+            PermissionDeniedError: runs of that name are not for this caller.
+            OverloadedError: the caller has too many runs.
+            WeightsNotFoundError: no run that the caller may score holds the reference.
+        """
+        if caller.grants is None:
+            return
+        exists, owner = self._owner(run_id)
+        if exists and not caller.may("score", run_id, owner):
+            raise PermissionDeniedError(f"run {run_id[:64]!r} belongs to somebody else; choose another run_id")
+        if not exists:
+            self._check_new(caller, run_id)
+        if reference_digest is not None and not caller.is_admin_of_all:
+            self._weight_store.blob_path(reference_digest)
+            if not self._is_in_sight(caller, reference_digest):
+                raise weights_not_found(reference_digest)
+
+    def _check_new(self, caller: Caller, run_id: str) -> None:
+        if not caller.may("create", run_id, None):
+            raise PermissionDeniedError(
+                f"{caller.identity} may not create run {run_id[:64]!r}; "
+                "the operator grants the role 'create' on patterns of run ids in the access file"
+            )
+        owned = sum(self._owner(other)[1] == caller.identity for other in self._run_store.list())
+        if owned >= self._max_runs:
+            raise OverloadedError(
+                f"{caller.identity} has {owned} runs, the limit of one identity is {self._max_runs}; delete some first"
+            )
+
+    def _is_in_sight(self, caller: Caller, digest: str) -> bool:
+        return any(
+            digest in self._digests(run_id)
+            for run_id in self._run_store.list()
+            if caller.may("score", run_id, self._owner(run_id)[1])
+        )
+
+    def _digests(self, run_id: str) -> set[str]:
+        reference = self._weight_store.head(run_id, "reference")
+        learners = self._weight_store.versions(run_id, "learner")
+        return {version.digest for version in (reference, *learners) if version is not None}
+
+    def _owner(self, run_id: str) -> tuple[bool, str | None]:
+        """Returns whether there is such a run, and its creator where one is known."""
+        if not RUN_ID.fullmatch(run_id):
+            return False, None
+        try:
+            return True, self._run_store.read(run_id).owner
+        except RunNotFoundError:
+            return False, None
+        except InternalError:
+            return True, None

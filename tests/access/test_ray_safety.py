@@ -1,0 +1,74 @@
+"""Ray runs code for whoever reaches its ports: an old one is refused, an open one is warned of."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from preceptor_service.config import ConfigError
+from preceptor_service.ray_cluster import RayCluster
+
+
+class FakeRay(SimpleNamespace):
+    """Ray as far as `RayCluster` looks at it."""
+
+    def __init__(self, version: str, dashboard_url: str) -> None:
+        super().__init__(__version__=version, serve=SimpleNamespace(start=lambda **settings: None))
+        self._dashboard_url = dashboard_url
+        self.settings: dict[str, Any] = {}
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **settings: Any) -> SimpleNamespace:
+        self.settings = settings
+        return SimpleNamespace(dashboard_url=self._dashboard_url)
+
+
+def join(monkeypatch: pytest.MonkeyPatch, version: str = "2.60.0", dashboard_url: str = "") -> FakeRay:
+    ray = FakeRay(version, dashboard_url)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    RayCluster()
+    return ray
+
+
+@pytest.mark.parametrize("version", ["2.59.1", "2.9.0", "1.13.0"])
+def test_a_ray_older_than_2_60_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    with pytest.raises(ConfigError, match=f"Ray is {version}"):
+        join(monkeypatch, version)
+
+
+@pytest.mark.parametrize(("mode", "warns"), [(None, True), ("disabled", True), ("token", False)])
+def test_a_cluster_without_tokens_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str | None, warns: bool
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    join(monkeypatch)
+    warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert bool(warned) == warns
+    assert all("whoever reaches the ports of this Ray can run code on it" in record.message for record in warned)
+
+
+@pytest.mark.parametrize(
+    ("url", "warns"), [("10.0.0.1:8265", True), ("0.0.0.0:8265", True), ("127.0.0.1:8265", False), ("", False)]
+)
+def test_a_dashboard_beyond_loopback_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, url: str, warns: bool
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    join(monkeypatch, dashboard_url=url)
+    assert ("the dashboard of this Ray listens on" in caplog.text) == warns
+
+
+def test_a_ray_of_its_own_has_no_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert join(monkeypatch).settings["include_dashboard"] is False
