@@ -31,7 +31,7 @@ _INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "a line break after the id": ({"run_id": "run\n"}, r"run_id is 'run\\n'; it must match"),
     "a leading dash": ({"run_id": "-run"}, "run_id is '-run'; it must match"),
     "64 characters": ({"run_id": "a" * 64}, "it must match"),
-    "unknown task": ({"task": "poetry"}, r"task is 'poetry'; choose one of \['classification'\]"),
+    "unknown task": ({"task": "poetry"}, "task is 'poetry'; choose one of .*'classification'"),
     "unknown score": ({"score": "luck"}, "score is 'luck'; choose one of .*'learnability'"),
     "unknown selector": ({"selector": "dice"}, r"selector is 'dice'; choose one of \['softmax', 'top_k', 'uniform'\]"),
     "unknown architecture": ({"model": "gpt-9"}, "model is 'gpt-9'; this service knows .*'small_cnn'"),
