@@ -134,7 +134,7 @@ class RunSpec(google.protobuf.message.Message):
     @property
     def model(self) -> global___ModelSpec:
         """Architecture of the learner copy (the learner itself or a small proxy of
-        it). Required unless the score rule needs no learner loss.
+        it); it also says what a super-batch holds. Required.
         """
 
     @property
