@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.processes import requests, say
 from preceptor_service.models import ArchitectureRegistry
@@ -55,7 +56,7 @@ def _model(weights: WeightStore, run_id: str, role: Any, config: dict[str, Any])
 def _super_batch(rows: int, config: dict[str, Any]) -> SuperBatch:
     rng = np.random.default_rng(0)
     shape = (rows, config["in_channels"], config["image_size"], config["image_size"])
-    columns = {
+    columns: dict[str, NDArray[np.generic]] = {
         "image": rng.integers(0, 256, shape, dtype=np.uint8),
         "label": rng.integers(0, config["num_classes"], rows),
     }

@@ -22,7 +22,7 @@ SUB_BATCH_SIZE = ROWS // 5
 WINDOW_BYTES = 64 * MIB
 ALLOWANCE_MB = 150.0
 MODEL_CONFIG = {"in_channels": 3, "image_size": 32, "num_classes": 10}
-SPEC = {"run_id": "memory", "model": "null", "model_config": MODEL_CONFIG}
+SPEC: dict[str, Any] = {"run_id": "memory", "model": "null", "model_config": MODEL_CONFIG}
 _SAMPLE_EVERY_S = 0.1
 _TIMEOUT_S = 300.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sys
@@ -33,7 +34,7 @@ def main(settings: dict[str, Any], with_proxy: bool) -> None:
             import ray
             from ray import serve
 
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
             ray.shutdown()
 
 
@@ -46,7 +47,7 @@ def _start_proxy() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     serve.start(
         http_options=HTTPOptions(host="127.0.0.1", port=0),
         grpc_options=gRPCOptions(port=port, grpc_servicer_functions=["benchmarks.serve_proxy.add_servicer"]),

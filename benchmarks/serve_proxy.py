@@ -67,5 +67,5 @@ def add_servicer(servicer: Any, server: Any) -> None:
 
 def deploy(settings: dict[str, Any]) -> None:
     """Deploys the ingress; the service runs already."""
-    deployment = serve.deployment(Proxied).options(ray_actor_options={"num_cpus": 0})
+    deployment = serve.deployment(ray_actor_options={"num_cpus": 0})(Proxied)
     serve.run(deployment.bind(settings), name=APP, route_prefix="/proxied")

@@ -17,7 +17,7 @@ ROWS, SUB_BATCH_SIZE, IN_FLIGHT = 1024, 204, 4
 CORES = 2
 MICRO_BATCH_ROWS = 256
 MODEL_CONFIG = {"in_channels": 3, "image_size": 32, "num_classes": 10, "width": 32}
-SPEC = {"run_id": "throughput", "model": "small_cnn", "model_config": MODEL_CONFIG}
+SPEC: dict[str, Any] = {"run_id": "throughput", "model": "small_cnn", "model_config": MODEL_CONFIG}
 ROUNDS, SECONDS = 5, 4.0
 _TIMEOUT_S = 120.0
 
@@ -69,7 +69,7 @@ def _push(port: int) -> None:
 
 def _service_rate(trainer: Child) -> float:
     answer = trainer.ask(_TIMEOUT_S, seconds=SECONDS, rows=ROWS, count=SUB_BATCH_SIZE, in_flight=IN_FLIGHT)
-    return ROWS * len(answer["times"]) / (answer["times"][-1] - answer["started"])
+    return float(ROWS * len(answer["times"]) / (answer["times"][-1] - answer["started"]))
 
 
 def _engine_rate(engines: list[Child]) -> float:
