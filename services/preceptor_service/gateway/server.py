@@ -17,6 +17,8 @@ from preceptor_service.metrics import GatewayMetrics
 _KEEPALIVE_MS = 20_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
 _MIN_CLIENT_PING_MS = 5_000
+_READ_AHEAD_BYTES = 1024 * 1024
+"""What gRPC takes in of a call before we read it."""
 
 
 class GatewayServer:
@@ -51,6 +53,9 @@ class GatewayServer:
                 ("grpc.so_reuseport", int(shares_port)),
                 ("grpc.max_receive_message_length", max(config.max_chunk_bytes, CHUNK_BYTES) + MESSAGE_OVERHEAD_BYTES),
                 ("grpc.max_send_message_length", -1),
+                # Where it estimates that by itself, eight busy streams took 300 MB more than their windows.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", _READ_AHEAD_BYTES),
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
                 ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
                 ("grpc.http2.min_ping_interval_without_data_ms", _MIN_CLIENT_PING_MS),
