@@ -25,7 +25,7 @@ ROUNDS, REPEATS, WARM_UP = 12, 15, 30
 
 def run() -> tuple[list[Figure], dict[str, Any]]:
     """Returns the figures and the raw milliseconds."""
-    settings = {"scorer": {"replicas": 2, "num_cpus": 1}}
+    settings = {"scorer": {"replicas": 2, "num_cpus": 1, "micro_batch_rows": ROWS}}
     with service(settings, with_proxy=True) as ports, child("bare_grpc", str(ANSWER_BYTES)) as bare:
         numbers = measure(ports["grpc"], bare.hello["grpc"], ports["proxy"], ROUNDS, REPEATS)
     p50 = {name: median(rounds) for name, rounds in numbers.items()}

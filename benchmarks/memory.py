@@ -29,7 +29,7 @@ _TIMEOUT_S = 300.0
 
 def run() -> tuple[list[Figure], dict[str, Any]]:
     """Returns the figures and the raw samples."""
-    gateway = {"window_bytes": WINDOW_BYTES, "max_super_batch_bytes": WINDOW_BYTES}
+    gateway = {"window_bytes": WINDOW_BYTES, "max_super_batch_bytes": WINDOW_BYTES, "deadline_s": 60}
     scorer = {"replicas": 2, "num_cpus": 1, "micro_batch_rows": 1024}
     with service({"gateway": gateway, "scorer": scorer}) as ports, ExitStack() as stack:
         with SelectionClient(f"127.0.0.1:{ports['grpc']}") as client:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ ROUNDS, WARM_UP = 8, 2
 LOAD = {"seconds": 3.0, "rows": 256, "count": 51, "in_flight": 4}
 MODEL_CONFIG = {"in_channels": 3, "image_size": 32, "num_classes": 10, "width": 8}
 LADEN_CONFIG = {**MODEL_CONFIG, "cargo_bytes": PUSHED_BYTES}
-SPEC = {
+SPEC: dict[str, Any] = {
     "run_id": "push",
     "model": "laden_cnn",
     "model_config": LADEN_CONFIG,
@@ -138,8 +139,8 @@ class _Load:
 
     def gap_ms(self) -> float:
         """Returns the longest time from one answer to the next."""
-        times = self._answer["times"]
-        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False)) * 1e3
+        times: list[float] = self._answer["times"]
+        return max(later - earlier for earlier, later in pairwise(times)) * 1e3
 
 
 def _spread(above: list[list[float]], below: list[list[float]]) -> str:

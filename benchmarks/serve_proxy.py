@@ -19,7 +19,7 @@ from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import parse_config
 from preceptor_service.gateway import translate
 from preceptor_service.models import ArchitectureRegistry
-from preceptor_service.pipeline import Ask, Pipeline
+from preceptor_service.pipeline import Arrived, Draw, Pipeline
 from preceptor_service.run_store import RunStore
 from preceptor_service.runs import RunRegistry
 from preceptor_service.scoring.ray_pool import RayPool
@@ -49,8 +49,8 @@ class Proxied:
         deadline = asyncio.get_running_loop().time() + run.deadline_s
         pinned = await self._pipeline.pin(run, request.offset, 0, deadline)
         body = np.frombuffer(request.data, np.uint8)
-        ask = Ask(request.offset, 0, ROWS, SUB_BATCH_SIZE, body, deadline)
-        selected = await self._pipeline.select(run, pinned, ask)
+        draw = Draw(step=request.offset, rank=0, sub_batch_size=SUB_BATCH_SIZE)
+        selected = await self._pipeline.select(run, pinned, Arrived(body, ROWS, deadline), draw)
         return translate.selection(request.offset, 0, selected, 0.0, time.perf_counter() - started)
 
 
