@@ -80,11 +80,15 @@ class EmbeddedService:
 
     async def _start(self, config: ServiceConfig) -> Ports:
         from preceptor_service.models import ArchitectureRegistry
+        from preceptor_service.run_store import RunStore
         from preceptor_service.scoring.engine import ScoringEngine
         from preceptor_service.scoring.in_process import InProcessPool
+        from preceptor_service.scoring.run_models import load_committed
         from preceptor_service.weight_store import WeightStore
 
-        weight_store = WeightStore(config.weights.path, config.weights.keep_versions, config.weights.max_bytes)
+        weight_store = WeightStore(
+            config.weights.path, config.weights.keep_versions, config.weights.max_bytes, config.weights.grace_s
+        )
         architectures = ArchitectureRegistry(config.architectures)
         scorer = config.scorer
         try:
@@ -97,6 +101,7 @@ class EmbeddedService:
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        await asyncio.to_thread(load_committed, engine, RunStore(config.weights.path), weight_store, scorer.model_bytes)
         gateway = Gateway(config, weight_store, architectures, InProcessPool(engine), shares_port=False)
         ports = await gateway.start()
         self._gateway = gateway

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 
 class ByteBudget:
@@ -36,7 +36,8 @@ class ByteBudget:
                 if turn.done() and not turn.cancelled():
                     self._release(count)
                 else:
-                    self._waiting.remove((count, turn))
+                    with suppress(ValueError):  # `_admit` passed it already
+                        self._waiting.remove((count, turn))
                     self._admit()
                 raise
         else:
@@ -54,7 +55,12 @@ class ByteBudget:
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            count, turn = self._waiting.popleft()
-            self._held += count
-            turn.set_result(None)
+        while self._waiting:
+            count, turn = self._waiting[0]
+            # A waiter that was cancelled runs later than whoever releases in the same tick.
+            if not turn.cancelled() and not self._fits(count):
+                return
+            self._waiting.popleft()
+            if not turn.cancelled():
+                self._held += count
+                turn.set_result(None)

@@ -46,7 +46,7 @@ class GatewayConfig(_Section):
         64 * MIB, description="Bytes of micro-batches that scorers of one gateway hold at once, over all streams."
     )
     drain_s: PositiveSeconds = Field(30.0, description="Time to finish what was accepted when stopping.")
-    deadline_s: PositiveSeconds = Field(60.0, description="Longest answer where a run names no deadline.")
+    deadline_s: PositiveSeconds = Field(20.0, description="Longest answer where a run names no deadline.")
     answer_cache_bytes: int = Field(64 * MIB, ge=0, description="Answers kept for repeated steps, over all runs.")
 
     @model_validator(mode="after")
@@ -83,7 +83,7 @@ class ScorerConfig(_Section):
     micro_batch_timeout_s: PositiveSeconds = Field(
         60.0, description="Longest answer to one micro-batch before it goes to another scorer."
     )
-    load_timeout_s: PositiveSeconds = Field(30.0, description="Longest wait of a push for scorers to load it.")
+    load_timeout_s: PositiveSeconds = Field(10.0, description="Longest wait of a push for scorers to load it.")
     max_ongoing: Positive = Field(4, description="Micro-batches that one scorer queues before others are tried.")
 
     @property
@@ -98,6 +98,10 @@ class WeightsConfig(_Section):
     path: Path = Field(Path("preceptor-store"), description="Directory, the same for every gateway and scorer.")
     keep_versions: Annotated[int, Field(ge=2)] = Field(4, description="Learner versions kept per run.")
     max_bytes: Positive = Field(4096 * MIB, description="Largest set of weights.")
+    grace_s: PositiveSeconds = Field(
+        120.0,
+        description="How long an expired version stays for the super-batches pinned to it; above any `deadline_s`.",
+    )
 
 
 class LimitsConfig(_Section):
@@ -193,6 +197,15 @@ class ServiceConfig(_Section):
         """Whether strangers may be able to use it: it listens beyond this machine, and asks nobody who they are."""
         knows_callers = self.auth is not None or (self.tls is not None and self.tls.client_ca is not None)
         return not is_loopback(self.gateway.host) and not knows_callers
+
+    @model_validator(mode="after")
+    def _expired_weights_outlive_their_super_batches(self) -> ServiceConfig:
+        if self.weights.grace_s <= self.gateway.deadline_s:
+            raise ValueError(
+                f"weights.grace_s {self.weights.grace_s} is not above gateway.deadline_s {self.gateway.deadline_s}; "
+                "the weights of a super-batch under way could be removed; raise grace_s"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tokens_travel_encrypted(self) -> ServiceConfig:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from preceptor.errors import DeadlineExceededError, InvalidSuperBatchError
+from preceptor.errors import DeadlineExceededError, InvalidSuperBatchError, ScorersUnavailableError
 from preceptor_service import selectors
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.randomness import uniforms
@@ -22,7 +22,8 @@ from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
 from preceptor_service.scoring.pool import Losses, MicroBatch, ScorerLostError, ScorerPool, ScoringModels
 from preceptor_service.super_batch import Body, SuperBatch, decode
 
-_RESCORE_WAIT_S = (0.0, 0.1, 0.3, 1.0)
+_RESCORE_WAITS_S = (0.0, 0.1, 0.3, 1.0, 1.0)
+"""Pauses after each try of one micro-batch. One that kills every scorer it meets must not go on for ever."""
 
 
 @dataclass
@@ -37,18 +38,21 @@ class Stages:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One super-batch as it arrived: its place in the run, its body, and when it must be answered.
+class Arrived:
+    """A super-batch as it arrived: its body, B as announced, and when it must be answered (event loop's clock)."""
 
-    `deadline` is in seconds of the event loop's clock.
-    """
+    body: Body
+    rows: int
+    deadline: float
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What to draw from it: b candidates, for one step of one rank."""
 
     step: int
     rank: int
-    rows: int
     sub_batch_size: int
-    body: Body
-    deadline: float
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,11 @@ class Pipeline:
         self._in_flight = in_flight
         self._micro_batch_timeout_s = micro_batch_timeout_s
 
-    async def pin(self, run: ActiveRun, step: int, observed_version: int, deadline: float) -> Pinned:
+    async def pin(self, run: ActiveRun, step: int | None, observed_version: int, deadline: float) -> Pinned:
         """Names the one learner version behind the answer to `step`, at least `observed_version`.
 
-        Called in the order in which a trainer's super-batches arrived, so that versions never go
-        back. Waits for fresher weights, until `deadline`, where the run says so.
+        Called before `select` or `score`, in the order in which a trainer's super-batches arrived, so
+        that versions never go back. Waits for fresher weights, until `deadline`, where the run says so.
 
         Raises:
             WeightsMissingError: the score rule needs weights that were never pushed.
@@ -102,68 +106,65 @@ class Pipeline:
             pinned = await self._runs.pin(run, step, observed_version)
         return pinned
 
-    async def select(self, run: ActiveRun, pinned: Pinned, ask: Ask) -> Selected:
+    async def select(self, run: ActiveRun, pinned: Pinned, arrived: Arrived, draw: Draw) -> Selected:
         """Answers one super-batch (Algorithm 1, lines 4 to 6).
 
         Raises:
             InvalidSuperBatchError: the body or `sub_batch_size` does not fit the run.
             NonFiniteScoresError: fewer finite scores than `sub_batch_size`.
             DeadlineExceededError: not scored in time, and the run does not fall back.
+            ScorersUnavailableError: scorers were lost again and again, and the run does not fall back.
         """
         stages = Stages()
-        super_batch = await self._decode(run, ask, stages)
-        if not 1 <= ask.sub_batch_size <= super_batch.rows:
-            raise InvalidSuperBatchError(
-                f"sub_batch_size is {ask.sub_batch_size}; choose from 1 to the {super_batch.rows} candidates offered"
-            )
+        super_batch = await self._decoded(run, arrived, stages)
+        _check_size(draw, super_batch)
         if pinned.is_too_stale and run.spec.on_stale == "uniform":
-            return self._fall_back(run, pinned, ask, stages)
+            return _drawn_uniformly(run, pinned, super_batch, draw, stages)
         try:
-            async with asyncio.timeout_at(ask.deadline):
-                if pinned.is_too_stale and run.spec.on_stale == "wait":
-                    raise TimeoutError
-                scored = await self._score(run, pinned, super_batch, stages)
-        except TimeoutError as error:
-            if run.spec.on_deadline == "uniform":
-                return self._fall_back(run, pinned, ask, stages)
-            raise DeadlineExceededError(_why_late(run, pinned, ask)) from error
+            scored = await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages)
+        except (DeadlineExceededError, ScorersUnavailableError):
+            if run.spec.on_deadline == "raise":
+                raise
+            return _drawn_uniformly(run, pinned, super_batch, draw, stages)
+        return await _drawn(run, pinned, scored, draw, stages)
 
-        started = time.perf_counter()
-        noise = uniforms(run.spec.seed, run.run_id, ask.step, ask.rank, super_batch.rows)
-        indices = await asyncio.to_thread(run.selector, scored.scores, ask.sub_batch_size, noise, run.spec.temperature)
-        stages.select_s += time.perf_counter() - started
-        non_finite = super_batch.rows - int(np.count_nonzero(np.isfinite(scored.scores)))
-        return Selected(indices, scored.scores, pinned, False, non_finite, stages)
-
-    async def score(self, run: ActiveRun, pinned: Pinned, ask: Ask) -> tuple[Scored, Stages]:
-        """Scores one super-batch and selects nothing.
+    async def score(self, run: ActiveRun, pinned: Pinned, arrived: Arrived) -> tuple[Scored, Stages]:
+        """Scores one super-batch and draws nothing.
 
         Raises:
             InvalidSuperBatchError: the body does not fit the run.
             DeadlineExceededError: not scored in time.
+            ScorersUnavailableError: scorers were lost again and again.
         """
         stages = Stages()
-        super_batch = await self._decode(run, ask, stages)
-        try:
-            async with asyncio.timeout_at(ask.deadline):
-                return await self._score(run, pinned, super_batch, stages), stages
-        except TimeoutError as error:
-            raise DeadlineExceededError(_why_late(run, pinned, ask)) from error
+        super_batch = await self._decoded(run, arrived, stages)
+        return await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages), stages
 
-    async def _decode(self, run: ActiveRun, ask: Ask, stages: Stages) -> SuperBatch:
+    async def _decoded(self, run: ActiveRun, arrived: Arrived, stages: Stages) -> SuperBatch:
         started = time.perf_counter()
-        super_batch = await asyncio.to_thread(decode, ask.body, run.columns, ask.rows)
+        super_batch = await asyncio.to_thread(decode, arrived.body, run.columns, arrived.rows)
         stages.decode_s = time.perf_counter() - started
         return super_batch
 
-    async def _score(self, run: ActiveRun, pinned: Pinned, super_batch: SuperBatch, stages: Stages) -> Scored:
-        losses = await self._losses(pinned.models, super_batch, run.micro_batch_rows, stages)
-        started = time.perf_counter()
+    async def _scored_in_time(
+        self, run: ActiveRun, pinned: Pinned, super_batch: SuperBatch, deadline: float, stages: Stages
+    ) -> Scored:
+        if pinned.is_too_stale and run.spec.on_stale == "wait":
+            raise DeadlineExceededError(
+                f"no fresher weights came within {run.deadline_s:g} s: the learner copy is {pinned.staleness_steps} "
+                f"steps old, max_staleness_steps is {run.spec.max_staleness_steps}; push more often or raise the bound"
+            )
+        try:
+            async with asyncio.timeout_at(deadline):
+                losses = await self._losses(pinned.models, super_batch, run.micro_batch_rows, stages)
+        except TimeoutError as error:
+            raise DeadlineExceededError(
+                f"{super_batch.rows} candidates were not scored within {run.deadline_s:g} s; add scorers, offer fewer, "
+                "or raise the run's deadline_s"
+            ) from error
         learner = _joined([part.learner for part in losses])
         reference = _joined([part.reference for part in losses])
-        scores = run.rule(super_batch.rows, learner, reference)
-        stages.select_s = time.perf_counter() - started
-        return Scored(learner, reference, scores)
+        return Scored(learner, reference, run.rule(super_batch.rows, learner, reference))
 
     async def _losses(
         self, models: ScoringModels, super_batch: SuperBatch, micro_batch_rows: int, stages: Stages
@@ -172,7 +173,7 @@ class Pipeline:
             return []
         started = time.perf_counter()
         tasks = [
-            asyncio.create_task(self._losses_of(models, micro_batch, stages))
+            asyncio.create_task(self._losses_of_one(models, micro_batch, stages))
             for micro_batch in super_batch.micro_batches(micro_batch_rows)
         ]
         try:
@@ -184,37 +185,46 @@ class Pipeline:
         stages.forward_s = sum(part.forward_s for part in losses)
         return losses
 
-    async def _losses_of(self, models: ScoringModels, micro_batch: MicroBatch, stages: Stages) -> Losses:
-        """Scores one micro-batch, again and elsewhere where a scorer is lost; the deadline ends it."""
-        attempt = 0
-        while True:
+    async def _losses_of_one(self, models: ScoringModels, micro_batch: MicroBatch, stages: Stages) -> Losses:
+        """Scores one micro-batch; where its scorer is lost or too slow, again and elsewhere."""
+        for wait_s in _RESCORE_WAITS_S:
             async with self._in_flight.hold(micro_batch.nbytes):
                 try:
                     async with asyncio.timeout(self._micro_batch_timeout_s):
                         return await self._pool.losses(models, micro_batch)
                 except (ScorerLostError, TimeoutError):
                     stages.rescored_micro_batches += 1
-            await asyncio.sleep(_RESCORE_WAIT_S[min(attempt, len(_RESCORE_WAIT_S) - 1)])
-            attempt += 1
+            await asyncio.sleep(wait_s)
+        raise ScorersUnavailableError(
+            f"{len(_RESCORE_WAITS_S)} scorers were lost with the same {micro_batch.row_count} candidates; look for a "
+            "scorer that is out of memory"
+        )
 
-    def _fall_back(self, run: ActiveRun, pinned: Pinned, ask: Ask, stages: Stages) -> Selected:
-        noise = uniforms(run.spec.seed, run.run_id, ask.step, ask.rank, ask.rows)
-        indices = selectors.uniform(np.zeros(ask.rows, np.float32), ask.sub_batch_size, noise, 1.0)
-        return Selected(indices, np.empty(0, np.float32), pinned, True, 0, stages)
+
+def _check_size(draw: Draw, super_batch: SuperBatch) -> None:
+    if not 1 <= draw.sub_batch_size <= super_batch.rows:
+        raise InvalidSuperBatchError(
+            f"sub_batch_size is {draw.sub_batch_size}; choose from 1 to the {super_batch.rows} candidates offered"
+        )
+
+
+async def _drawn(run: ActiveRun, pinned: Pinned, scored: Scored, draw: Draw, stages: Stages) -> Selected:
+    started = time.perf_counter()
+    scores = scored.scores
+    noise = uniforms(run.spec.seed, run.run_id, draw.step, draw.rank, len(scores))
+    indices = await asyncio.to_thread(run.selector, scores, draw.sub_batch_size, noise, run.spec.temperature)
+    non_finite = len(scores) - int(np.count_nonzero(np.isfinite(scores)))
+    stages.select_s = time.perf_counter() - started
+    return Selected(indices, scores, pinned, False, non_finite, stages)
+
+
+def _drawn_uniformly(run: ActiveRun, pinned: Pinned, super_batch: SuperBatch, draw: Draw, stages: Stages) -> Selected:
+    """The fallback: unscored, and marked."""
+    noise = uniforms(run.spec.seed, run.run_id, draw.step, draw.rank, super_batch.rows)
+    indices = selectors.uniform(np.zeros(super_batch.rows, np.float32), draw.sub_batch_size, noise, 1.0)
+    return Selected(indices, np.empty(0, np.float32), pinned, True, 0, stages)
 
 
 def _joined(parts: list[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
     present = [part for part in parts if part is not None]
     return np.concatenate(present) if present else None
-
-
-def _why_late(run: ActiveRun, pinned: Pinned, ask: Ask) -> str:
-    if pinned.is_too_stale:
-        return (
-            f"step {ask.step} waited for fresher weights: the learner copy is {pinned.staleness_steps} steps old, "
-            f"max_staleness_steps is {run.spec.max_staleness_steps}; push weights more often or raise the bound"
-        )
-    return (
-        f"step {ask.step} was not scored within {run.deadline_s:g} s; add scorers, raise deadline_s, "
-        'or set on_deadline="uniform"'
-    )

@@ -71,6 +71,7 @@ class ActiveRun:
     counters: RunCounters = field(default_factory=RunCounters)
     refreshed_at: float = -math.inf
     loading: asyncio.Task[LoadReport] | None = None
+    loading_version: int = 0
     deleted: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -208,7 +209,7 @@ class RunRegistry:
             if run is not None and (former is None or run.record == former.record):
                 self._forget(run)
 
-    async def pin(self, run: ActiveRun, step: int, observed_version: int) -> Pinned:
+    async def pin(self, run: ActiveRun, step: int | None, observed_version: int) -> Pinned:
         """Names the learner version for `step`, at least `observed_version`; see `Pipeline.pin`.
 
         Raises:
@@ -230,6 +231,8 @@ class RunRegistry:
         learner = run.learner
         if learner is None:
             raise WeightsMissingError(f"run {run.run_id!r} lost its learner weights; push them again")
+        if step is None:
+            return Pinned(run.models(learner), learner, None, False)
         staleness = step - learner.step
         bound = run.spec.max_staleness_steps
         return Pinned(run.models(learner), learner, staleness, bound is not None and staleness > bound)
@@ -250,7 +253,12 @@ class RunRegistry:
 
         Super-batches under way keep the version that they were pinned to.
         """
-        report = await self._pool.load(run.models(version))
+        run.loading_version = max(run.loading_version, version.version)
+        try:
+            report = await self._pool.load(run.models(version))
+        except BaseException:  # cut off, e.g. with the push: the next refresh tries again
+            run.loading_version = _version(run.learner)
+            raise
         run.advance(version)
         return report
 
@@ -266,6 +274,14 @@ class RunRegistry:
             InvalidWeightsError: a tensor is missing, extra, misshapen, of another type or not finite.
         """
         check_weights(path, self._architectures.outline(*architecture_of(run.spec, role)))
+
+    def is_current(self, run: ActiveRun) -> bool:
+        """Tells whether `run` is neither deleted nor replaced by another of its name. Blocking.
+
+        Raises:
+            InternalError: its record is damaged.
+        """
+        return self._run_store.holds(run.record)
 
     def _lacks_weights(self, run: ActiveRun) -> bool:
         return (run.rule.needs_learner and run.learner is None) or (run.rule.needs_reference and run.reference is None)
@@ -285,7 +301,7 @@ class RunRegistry:
             return
         if run.learner is None:
             run.advance(head)
-        elif run.loading is None or run.loading.done():
+        elif head.version > run.loading_version:
             run.loading = asyncio.create_task(self.serve(run, head))
 
     async def _catch_up(self, run: ActiveRun, observed_version: int) -> None:
@@ -333,7 +349,7 @@ class RunRegistry:
             check_weights(self._weight_store.blob_path(digest), outline)
         stored = self._run_store.create(record)
         if digest is not None:
-            self._weight_store.adopt(run_id, "reference", digest)
+            self._weight_store.adopt(run_id, "reference", digest, lambda: self._run_store.holds(stored))
         return stored
 
     def _micro_batch_rows(self, columns: Columns) -> int:

@@ -320,7 +320,7 @@ def test_closing_fails_what_is_pending_and_ends_the_threads(service: FakeService
     client.close()
 
     assert all(isinstance(future.exception(0), ClosedError) for future in futures)
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("preceptor-")] == []
+    assert [thread.name for thread in threading.enumerate() if thread.name.endswith("-closing")] == []
 
 
 def test_deleting_a_run_fails_what_is_pending_and_the_name_can_be_used_again(

@@ -48,8 +48,8 @@ def has_part_of_the_second(service: FakeService) -> bool:
     return bool(service.streams) and service.streams[0].unanswered_bytes > BODY_BYTES
 
 
-def thread_names() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("preceptor-")]
+def is_read(run: Run) -> bool:
+    return any(thread.name == f"preceptor-reader-{run.run_id}" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("how", BREAKS)
@@ -199,7 +199,7 @@ def test_a_stream_that_ends_while_idle_fails_nothing(service: FakeService, run: 
     for step, (code, reason) in enumerate([("UNAVAILABLE", "GATEWAY_DRAINING"), ("NOT_FOUND", "RUN_NOT_FOUND")]):
         run.select(candidates(first=step), 2, step)
         service.streams[-1].abort(code, reason)
-        service.wait_for("the client has noticed", lambda: not any("reader" in name for name in thread_names()))
+        service.wait_for("the client has noticed", lambda: not is_read(run))
     assert run.select(candidates(first=9), 2, 9).step == 9
     assert len(service.streams) == 3
 

@@ -50,6 +50,24 @@ def test_something_larger_than_the_whole_budget_is_let_in_alone() -> None:
     asyncio.run(scenario())
 
 
+def test_holders_and_waiters_cancelled_in_one_tick_leave_nothing_held() -> None:
+    # A deadline cancels all micro-batches of a super-batch at once: those that hold bytes release them
+    # before those that wait have noticed that they are cancelled.
+    async def scenario() -> None:
+        budget, log, release = ByteBudget(10), list[str](), asyncio.Event()
+        tasks = [asyncio.create_task(_hold(budget, 8, log, name, release)) for name in ("a", "b", "c", "d")]
+        await _settle()
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+        assert budget.held_bytes == 0
+        async with asyncio.timeout(5), budget.hold(10):
+            assert budget.held_bytes == 10
+
+    asyncio.run(scenario())
+
+
 def test_a_cancelled_waiter_frees_its_place() -> None:
     async def scenario() -> None:
         budget, log, release = ByteBudget(10), list[str](), asyncio.Event()

@@ -20,7 +20,7 @@ def test_every_score_with_every_selector_equals_the_naive_loop(
     service: RunningService, score: str, selector: str
 ) -> None:
     settings = spec(f"equal-{score}-{selector}".replace("_", "-"), score=score, selector=selector, temperature=0.7)
-    with SelectionClient(f"127.0.0.1:{service.ports.grpc}") as client:
+    with SelectionClient(f"127.0.0.1:{service.ports.grpc}", timeout_s=120) as client:
         run = ready_run(client, settings)
         for step, rank in ((1, 0), (2, 0), (2, 3)):
             selection = run.select(super_batch(step), COUNT, step=step, rank=rank)
@@ -30,21 +30,21 @@ def test_every_score_with_every_selector_equals_the_naive_loop(
 
 def test_super_batches_in_flight_together_are_answered_as_if_alone(service: RunningService) -> None:
     settings = spec("together")
-    with SelectionClient(f"127.0.0.1:{service.ports.grpc}") as client:
+    with SelectionClient(f"127.0.0.1:{service.ports.grpc}", timeout_s=120) as client:
         run = ready_run(client, settings)
         answers = [run.submit(super_batch(step), COUNT, step=step) for step in range(12)]
         for step, answer in enumerate(answers):
-            assert answer.result(60).indices.tolist() == expected(settings, step)
+            assert answer.result(150).indices.tolist() == expected(settings, step)
 
 
 def test_a_connection_cut_in_the_middle_changes_no_answer(service: RunningService) -> None:
     settings = spec("cut")
-    with TcpProxy(service.ports.grpc) as network, SelectionClient(f"127.0.0.1:{network.port}") as client:
+    with TcpProxy(service.ports.grpc) as network, SelectionClient(f"127.0.0.1:{network.port}", timeout_s=120) as client:
         run = ready_run(client, settings)
         for first in range(0, 30, 10):
             answers = [run.submit(super_batch(step), COUNT, step=step) for step in range(first, first + 10)]
-            answers[0].result(60)
+            answers[0].result(150)
             network.cut()
             for step, answer in enumerate(answers, first):
-                assert answer.result(60).indices.tolist() == expected(settings, step)
+                assert answer.result(150).indices.tolist() == expected(settings, step)
         assert network.connections > 3

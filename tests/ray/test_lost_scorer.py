@@ -31,13 +31,13 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 90) 
 
 def test_a_scorer_killed_in_the_middle_changes_no_answer_and_raises_nothing(two_replicas: RunningService) -> None:
     settings = spec("killed")
-    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}") as client:
+    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}", timeout_s=120) as client:
         run = ready_run(client, settings)
         wait_until(lambda: len(pids_titled(SCORERS)) == 2, "two scorers")
         answers = [run.submit(super_batch(step), COUNT, step=step) for step in range(60)]
-        answers[3].result(60)
+        answers[3].result(150)
         os.kill(min(pids_titled(SCORERS)), signal.SIGKILL)
-        selections = [answer.result(60) for answer in answers]
+        selections = [answer.result(150) for answer in answers]
         for step, selection in enumerate(selections):
             assert selection.indices.tolist() == expected(settings, step)
             assert not selection.is_fallback
@@ -46,7 +46,7 @@ def test_a_scorer_killed_in_the_middle_changes_no_answer_and_raises_nothing(two_
 
 def test_a_restarted_scorer_is_asked_to_load_the_next_push(two_replicas: RunningService) -> None:
     settings = spec("restarted")
-    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}") as client:
+    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}", timeout_s=120) as client:
         run = ready_run(client, settings)
         wait_until(lambda: len(pids_titled(SCORERS)) == 2, "two scorers")
         os.kill(max(pids_titled(SCORERS)), signal.SIGKILL)
@@ -64,7 +64,7 @@ def test_every_answer_names_one_version_that_never_goes_back_under_continuous_pu
     settings = spec("pushed")
     stop = threading.Event()
     pushed: list[int] = []
-    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}") as client:
+    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}", timeout_s=120) as client:
         run = ready_run(client, settings)
 
         def push() -> None:
@@ -76,7 +76,7 @@ def test_every_answer_names_one_version_that_never_goes_back_under_continuous_pu
         pusher.start()
         try:
             answers = [run.submit(super_batch(step), COUNT, step=step) for step in range(120)]
-            selections = [answer.result(60) for answer in answers]
+            selections = [answer.result(150) for answer in answers]
         finally:
             stop.set()
             pusher.join(60)

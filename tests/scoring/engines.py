@@ -14,8 +14,7 @@ from safetensors.torch import save
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.pool import MicroBatch, ModelRef, ScoringModels
-from preceptor_service.weight_store import WeightStore
-from tests.weight_store.pushing import push
+from tests.weight_store.pushing import push, store_with_runs
 
 SMALL = {"in_channels": 1, "image_size": 8, "num_classes": 10, "width": 8}
 
@@ -24,7 +23,7 @@ class Bench:
     """A store, a registry, and an engine on the CPU."""
 
     def __init__(self, root: Path, model_bytes: int = 1 << 28) -> None:
-        self.store = WeightStore(root, keep_versions=4, max_bytes=1 << 28)
+        self.store = store_with_runs(root, keep_versions=4, max_bytes=1 << 28)
         self.registry = ArchitectureRegistry({"own": "tests.models.architectures:norm_dropout"})
         self.engine = ScoringEngine(self.store, self.registry, device="cpu", threads=1, model_bytes=model_bytes)
 

@@ -41,6 +41,34 @@ def test_it_answers_as_its_engine_does(bench: Bench) -> None:
     asyncio.run(score())
 
 
+def test_models_that_have_to_be_loaded_first_do_not_hold_up_those_that_are_there(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = bench.small_cnn(1)
+    elsewhere, _ = bench.small_cnn(2)
+    bench.engine.load(models(here, None))
+    verify = bench.store.verify
+    go_on = threading.Event()
+
+    def slow(digest: str) -> Path:
+        assert go_on.wait(PATIENCE_S)
+        return verify(digest)
+
+    monkeypatch.setattr(bench.store, "verify", slow)
+
+    async def score() -> None:
+        pool = InProcessPool(bench.engine)
+        first = asyncio.create_task(pool.losses(models(elsewhere, None), digits(0)))
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await pool.losses(models(here, None), digits(0))).learner is not None
+        assert not first.done()
+        go_on.set()
+        assert (await first).learner is not None
+        await pool.close()
+
+    asyncio.run(score())
+
+
 def test_weights_load_beside_scoring(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     old, _ = bench.small_cnn(1)
     new, _ = bench.small_cnn(2)

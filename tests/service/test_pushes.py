@@ -56,6 +56,26 @@ def test_of_two_pushes_at_once_one_wins_and_the_other_gets_a_conflict(
     assert run.push_weights(digits.weights(12), step=6).version == 3
 
 
+def test_a_first_push_does_not_outlive_its_run_nor_reach_the_next_of_that_name(
+    raw: RawChannel, client: SelectionClient, run_id: str, service_store: Store
+) -> None:
+    spec = digits.spec(run_id, score="hard_learner")
+    pushes = []
+    for _ in range(2):
+        pushes.append(_begun(raw, client.create_run(spec), seed=11, step=5, store=service_store))
+        client.delete_run(run_id)
+    gone, replaced = pushes
+    gone[0].send(gone[1])
+    assert gone[0].status().reason == "PUSH_CONFLICT"
+    assert run_id not in [run.spec.run_id for run in client.list_runs()]
+    run = client.create_run(spec)
+    assert run.status().learner_version is None
+    replaced[0].send(replaced[1])
+    assert replaced[0].status().reason == "PUSH_CONFLICT"
+    assert run.status().learner_version is None
+    assert run.push_weights(digits.weights(12), step=0).version == 1
+
+
 def test_two_pushes_of_the_same_weights_at_once_are_one_version(
     raw: RawChannel, run: Run, service_store: Store
 ) -> None:

@@ -91,7 +91,7 @@ def test_waiting_ends_with_a_push_that_is_fresh_enough(client: SelectionClient, 
 def test_waiting_for_a_push_in_vain_ends_at_the_deadline(client: SelectionClient, run_id: str) -> None:
     run = _bounded(client, run_id, on_stale="wait", deadline_s=SHORT_S)
     with pytest.raises(
-        DeadlineExceededError, match="is 10 steps old, max_staleness_steps is 5; push weights more often or raise"
+        DeadlineExceededError, match="is 10 steps old, max_staleness_steps is 5; push more often or raise"
     ) as raised:
         run.select(digits.candidates(0), sub_batch_size=4, step=20)
     assert raised.value.code == "DEADLINE_EXCEEDED"
@@ -132,10 +132,7 @@ def _recovers(run: Run) -> None:
 def test_at_the_deadline_raise_says_what_to_do(client: SelectionClient, run_id: str, gate: Gate) -> None:
     run = _slow(client, run_id, on_deadline="raise")
     gate.close()
-    with pytest.raises(
-        DeadlineExceededError,
-        match=r'step 3 was not scored within 0.2 s; add scorers, raise deadline_s, or set on_deadline="uniform"',
-    ):
+    with pytest.raises(DeadlineExceededError, match=r"candidates were not scored within 0\.2 s; add scorers"):
         run.select(digits.gated_candidates(0), sub_batch_size=4, step=3)
     gate.open()
     _recovers(run)
@@ -169,7 +166,7 @@ def test_scoring_alone_fails_at_the_deadline_whatever_the_policy(
 ) -> None:
     run = _slow(client, run_id, on_deadline="uniform")
     gate.close()
-    with pytest.raises(DeadlineExceededError, match="was not scored within"):
+    with pytest.raises(DeadlineExceededError, match="scored within 0.2 s; send them at once, or raise"):
         run.score(digits.gated_candidates(0))
 
 

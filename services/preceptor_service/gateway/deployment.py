@@ -32,7 +32,9 @@ class GatewayReplica:
         config = parse_config(settings)
         gateway = Gateway(
             config,
-            WeightStore(config.weights.path, config.weights.keep_versions, config.weights.max_bytes),
+            WeightStore(
+                config.weights.path, config.weights.keep_versions, config.weights.max_bytes, config.weights.grace_s
+            ),
             ArchitectureRegistry(config.architectures),
             RayPool(scorers, config.scorer.load_timeout_s),
             shares_port=True,

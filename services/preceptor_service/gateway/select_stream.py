@@ -27,7 +27,7 @@ from preceptor_service.gateway.answer_cache import AnswerCache, StepKey
 from preceptor_service.gateway.body import Body, check_body_bytes, check_rows
 from preceptor_service.gateway.status import as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
-from preceptor_service.pipeline import Ask, Pipeline
+from preceptor_service.pipeline import Arrived, Draw, Pipeline
 from preceptor_service.runs import ActiveRun, Pinned
 
 _MAX_SUPER_BATCHES = 64
@@ -200,9 +200,10 @@ class SelectStream:
     async def _select(self, arriving: _Arriving, pinned: Pinned, deadline: float) -> selection_pb2.Selection:
         header = arriving.header
         key, identity = self._step(header)
-        ask = Ask(header.step, header.rank, header.row_count, header.sub_batch_size, arriving.body.read(), deadline)
+        arrived = Arrived(arriving.body.read(), header.row_count, deadline)
+        draw = Draw(header.step, header.rank, header.sub_batch_size)
         with self._answers.under_way(key, identity):
-            selected = await self._pipeline.select(self._run, pinned, ask)
+            selected = await self._pipeline.select(self._run, pinned, arrived, draw)
             if self._run.deleted.is_set():
                 raise RunNotFoundError(_gone(self._run))
             answer = translate.selection(

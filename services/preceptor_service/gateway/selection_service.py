@@ -12,6 +12,7 @@ from typing import TypeAlias
 import grpc
 
 from preceptor.errors import (
+    DeadlineExceededError,
     GatewayDrainingError,
     InvalidMessageError,
     InvalidRunError,
@@ -28,7 +29,7 @@ from preceptor_service.gateway.answer_cache import AnswerCache
 from preceptor_service.gateway.body import Body, check_body_bytes, check_rows, next_message
 from preceptor_service.gateway.select_stream import SelectStream
 from preceptor_service.metrics import GatewayMetrics
-from preceptor_service.pipeline import Ask, Pipeline
+from preceptor_service.pipeline import Arrived, Pipeline
 from preceptor_service.runs import RunRegistry
 
 Context: TypeAlias = grpc.aio.ServicerContext
@@ -142,18 +143,30 @@ class SelectionService:
         check_body_bytes(header.body_bytes, self._config)
         check_rows(header.row_count, header.body_bytes, self._config)
         deadline = asyncio.get_running_loop().time() + run.deadline_s
-        async with self._score_bodies.hold(header.body_bytes):
-            body = Body(header.body_bytes)
-            while not body.is_complete:
-                request = await next_message(requests)
-                if request.WhichOneof("kind") != "chunk":
-                    raise InvalidMessageError("something other than a Chunk came inside the body")
-                body.accept(request.chunk)
-            received = time.perf_counter()
-            pinned = await self._pipeline.pin(run, 0, header.observed_learner_version, deadline)
-            ask = Ask(0, 0, header.row_count, 1, body.read(), deadline)
-            scored, stages = await self._pipeline.score(run, pinned, ask)
+        try:
+            async with asyncio.timeout_at(deadline), self._score_bodies.hold(header.body_bytes):
+                body = await _received(requests, header.body_bytes)
+                received = time.perf_counter()
+                pinned = await self._pipeline.pin(run, None, header.observed_learner_version, deadline)
+                scored, stages = await self._pipeline.score(
+                    run, pinned, Arrived(body.read(), header.row_count, deadline)
+                )
+        except TimeoutError as error:
+            raise DeadlineExceededError(
+                f"{header.body_bytes} bytes were not received and scored within {run.deadline_s:g} s; send them at "
+                "once, or raise the run's deadline_s"
+            ) from error
         return translate.scores(scored, pinned, stages, received - started, time.perf_counter() - started)
+
+
+async def _received(requests: AsyncIterator[selection_pb2.ScoreRequest], body_bytes: int) -> Body:
+    body = Body(body_bytes)
+    while not body.is_complete:
+        request = await next_message(requests)
+        if request.WhichOneof("kind") != "chunk":
+            raise InvalidMessageError("something other than a Chunk came inside the body")
+        body.accept(request.chunk)
+    return body
 
 
 def _spec(message: run_pb2.RunSpec) -> RunSpec:

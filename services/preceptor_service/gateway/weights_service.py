@@ -57,6 +57,7 @@ class WeightsService:
                 step=header.step,
                 base_version=base.version if base else 0,
                 rewind=header.rewind,
+                is_current=lambda: self._runs.is_current(run),
             )
         self._metrics.pushes.labels(run.run_id, role).inc()
         self._metrics.push_seconds.labels(run.run_id).inc(time.perf_counter() - started)

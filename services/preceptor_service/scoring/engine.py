@@ -66,6 +66,10 @@ class ScoringEngine:
         """Returns the models held now, least recently used first."""
         return self._models.held()
 
+    def holds(self, models: ScoringModels) -> bool:
+        """Tells whether `losses` could start without loading anything."""
+        return {want.ref for want in _wants(models)} <= set(self._models.held())
+
     def load(self, models: ScoringModels) -> None:
         """Loads what is not held yet. Scoring goes on meanwhile.
 

@@ -32,12 +32,14 @@ class InProcessPool:
         self._is_closed = False
 
     async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
-        """Scores one micro-batch; see `ScorerPool.losses`.
+        """Scores one micro-batch; see `ScorerPool.losses`. Models that are not held load first, beside scoring.
 
         Raises:
             ScorersUnavailableError: the pool is closed.
             PreceptorError: as `ScoringEngine.losses`.
         """
+        if not self._engine.holds(models):
+            await self._run(self._loading, lambda: self._engine.load(models))
         return await self._run(self._scoring, lambda: self._engine.losses(models, batch))
 
     async def load(self, models: ScoringModels) -> LoadReport:

@@ -15,6 +15,9 @@ from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, Score
 
 logger = logging.getLogger(__name__)
 
+_ANSWER_MARGIN_S = 5.0
+"""A replica answers after its own load time-out; only one that hangs does not."""
+
 _LOST = (RayActorError, WorkerCrashedError, ObjectLostError, RaySystemError, RequestCancelledError)
 
 
@@ -47,7 +50,7 @@ class RayPool:
         """Asks every replica to load `models`; a replica that fails or is slow is not counted as loaded."""
         response = self._scorers.broadcast("load", models)
         try:
-            async with asyncio.timeout(self._load_timeout_s):
+            async with asyncio.timeout(self._load_timeout_s + _ANSWER_MARGIN_S):
                 results = await response.results_async(return_exceptions=True)
         except (TimeoutError, RayServeException, RayActorError) as error:
             logger.warning("run %s: not every scorer loaded new weights: %r", models.run_id, error)

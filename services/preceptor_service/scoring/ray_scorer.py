@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from typing import Any
 
 from ray import serve
 
-from preceptor.errors import PreceptorError
 from preceptor_service.config import ServiceConfig, parse_config
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.in_process import InProcessPool
 from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ModelRef, ScoringModels
-from preceptor_service.scoring.run_models import committed_models
+from preceptor_service.scoring.run_models import load_committed
 from preceptor_service.weight_store import WeightStore
-
-logger = logging.getLogger(__name__)
 
 _ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Huge pages for activations: torch maps them anew for each forward pass, and 4 KiB pages took half of its time on a
@@ -33,7 +30,9 @@ class Scorer:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         config = parse_config(settings)
-        weight_store = WeightStore(config.weights.path, config.weights.keep_versions, config.weights.max_bytes)
+        weight_store = WeightStore(
+            config.weights.path, config.weights.keep_versions, config.weights.max_bytes, config.weights.grace_s
+        )
         engine = ScoringEngine(
             weight_store,
             ArchitectureRegistry(config.architectures),
@@ -43,15 +42,20 @@ class Scorer:
         )
         self._engine = engine
         self._pool = InProcessPool(engine)
-        _load_committed(engine, RunStore(config.weights.path), weight_store, config.scorer.model_bytes)
+        self._load_timeout_s = config.scorer.load_timeout_s
+        load_committed(engine, RunStore(config.weights.path), weight_store, config.scorer.model_bytes)
 
     async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
         """Returns the losses of one micro-batch; see `ScorerPool.losses`."""
         return await self._pool.losses(models, batch)
 
     async def load(self, models: ScoringModels) -> LoadReport:
-        """Loads `models` beside what is held; scoring goes on. Reports for this replica alone."""
-        return await self._pool.load(models)
+        """Loads `models` beside what is held; scoring goes on. Reports for this replica alone, in time."""
+        try:
+            async with asyncio.timeout(self._load_timeout_s):
+                return await self._pool.load(models)
+        except TimeoutError:
+            return LoadReport(loaded=0, asked=1)
 
     def loaded(self) -> tuple[ModelRef, ...]:
         """Returns the models held now, least recently used first."""
@@ -83,15 +87,3 @@ def scorer_deployment(config: ServiceConfig, num_gpus: float) -> serve.Deploymen
         health_check_timeout_s=30,
         **scaling,
     )(Scorer)
-
-
-def _load_committed(engine: ScoringEngine, runs: RunStore, weights: WeightStore, limit_bytes: int) -> None:
-    held = 0
-    for models in committed_models(runs, weights):
-        held += sum(ref.total_bytes for ref in (models.learner, models.reference) if ref)
-        if held > limit_bytes:
-            return
-        try:
-            engine.load(models)
-        except PreceptorError:
-            logger.exception("run %s: committed weights cannot be loaded", models.run_id)

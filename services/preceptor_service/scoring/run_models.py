@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from preceptor.errors import PreceptorError
 from preceptor.runs import ConfigValue, RunSpec
@@ -11,6 +13,11 @@ from preceptor_service.run_store import RunStore
 from preceptor_service.scores import SCORE_RULES
 from preceptor_service.scoring.pool import ModelRef, ScoringModels
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
+
+if TYPE_CHECKING:
+    from preceptor_service.scoring.engine import ScoringEngine
+
+logger = logging.getLogger(__name__)
 
 
 def architecture_of(spec: RunSpec, role: Role) -> tuple[str, Mapping[str, ConfigValue]]:
@@ -47,6 +54,22 @@ def committed_models(run_store: RunStore, weight_store: WeightStore) -> list[Sco
         if committed is not None:
             found.append((committed, scoring_models(spec, learner, reference)))
     return [models for _, models in sorted(found, key=lambda pair: -pair[0])]
+
+
+def load_committed(engine: ScoringEngine, run_store: RunStore, weight_store: WeightStore, limit_bytes: int) -> None:
+    """Loads the models of `committed_models` into `engine`, as many as fit into `limit_bytes`. Blocking.
+
+    What cannot be loaded is logged and left out; it fails when it is asked for.
+    """
+    held = 0
+    for models in committed_models(run_store, weight_store):
+        held += sum(ref.total_bytes for ref in (models.learner, models.reference) if ref)
+        if held > limit_bytes:
+            return
+        try:
+            engine.load(models)
+        except PreceptorError:
+            logger.exception("run %s: committed weights cannot be loaded", models.run_id)
 
 
 def _ref(spec: RunSpec, role: Role, version: WeightsVersion | None) -> ModelRef | None:

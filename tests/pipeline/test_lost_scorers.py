@@ -1,0 +1,91 @@
+"""Scorers that are lost again and again: tried elsewhere, but not for ever."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from preceptor import RunSpec
+from preceptor.batches import encode
+from preceptor.errors import ScorersUnavailableError
+from preceptor_service.byte_budget import ByteBudget
+from preceptor_service.columns import ColumnSpec
+from preceptor_service.pipeline import Arrived, Draw, Pipeline, Selected
+from preceptor_service.randomness import uniforms
+from preceptor_service.run_store import RunRecord
+from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
+from preceptor_service.scoring.pool import (
+    LoadReport,
+    Losses,
+    MicroBatch,
+    ModelRef,
+    ScorerLostError,
+    ScoringModels,
+)
+from preceptor_service.selectors import top_k, uniform
+
+LABELS = np.arange(10)
+MODELS = ScoringModels("fragile", "classification", ModelRef("small_cnn", "{}", "sha256:0", 1), None)
+
+
+class FragilePool:
+    """Loses its scorer the first `losses_before` times, then gives the label as the loss."""
+
+    def __init__(self, losses_before: int) -> None:
+        self.left = losses_before
+
+    async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
+        if self.left:
+            self.left -= 1
+            raise ScorerLostError("killed")
+        labels = batch.columns["label"][: batch.row_count].astype(np.float32)
+        return Losses(labels, None, forward_s=0.0, load_s=0.0)
+
+    async def load(self, models: ScoringModels) -> LoadReport:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+class NoRuns(RunRegistry):
+    """The pipeline asks it only to pin, which these tests do by hand."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def select(losses_before: int, **settings: str) -> Selected:
+    async def scenario() -> Selected:
+        spec = RunSpec("fragile", model="small_cnn", score="hard_learner", selector="top_k", **settings)  # type: ignore[arg-type]
+        run = ActiveRun(RunRecord(spec, 0.0, 16), (ColumnSpec("label", "int64"),), deadline_s=30)
+        budget = ByteBudget(1 << 20)
+        pipeline = Pipeline(NoRuns(), FragilePool(losses_before), budget, micro_batch_timeout_s=5)
+        arrived = Arrived(bytes(encode({"label": LABELS}).body), 10, asyncio.get_running_loop().time() + 30)
+        try:
+            return await pipeline.select(run, Pinned(MODELS, None, None, False), arrived, Draw(4, 0, 3))
+        finally:
+            assert budget.held_bytes == 0
+
+    return asyncio.run(scenario())
+
+
+def test_a_few_lost_scorers_change_nothing_but_the_count() -> None:
+    selected = select(losses_before=2)
+    assert selected.indices.tolist() == top_k(LABELS.astype(np.float32), 3, np.full(10, 0.5), 1.0).tolist()
+    assert selected.stages.rescored_micro_batches == 2
+    assert not selected.is_fallback
+
+
+def test_candidates_that_cost_every_scorer_its_life_are_given_up() -> None:
+    with pytest.raises(ScorersUnavailableError, match="5 scorers were lost with the same 10 candidates"):
+        select(losses_before=1000)
+
+
+def test_they_fall_back_where_the_run_says_so() -> None:
+    selected = select(losses_before=1000, on_deadline="uniform")
+    assert selected.is_fallback
+    noise = uniforms(0, "fragile", 4, 0, 10)
+    assert selected.indices.tolist() == uniform(np.zeros(10, np.float32), 3, noise, 1.0).tolist()
