@@ -6,15 +6,17 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
 
-from preceptor.errors import DiskFullError, InternalError, RunExistsError, RunNotFoundError
+from preceptor.errors import InternalError, RunExistsError, RunNotFoundError, UnavailableError
 from preceptor.runs import RunSpec, spec_from_proto, spec_to_proto
 from preceptor.v1 import run_pb2
+from preceptor_service.weight_staging import disk_errors, make_directory, sync_directory
 
 
 @dataclass(frozen=True)
@@ -42,30 +44,29 @@ class RunStore:
 
     def __init__(self, root: Path) -> None:
         self._runs = root / "runs"
-        self._runs.mkdir(parents=True, exist_ok=True)
+        self._staging = root / "staging"
+        for directory in (self._runs, self._staging):
+            make_directory(directory)
 
     def create(self, record: RunRecord) -> RunRecord:
         """Stores `record`, and returns the stored one: an earlier record of the same spec is kept.
 
         Raises:
             RunExistsError: the run exists with another spec.
-            DiskFullError: the file cannot be written.
+            DiskFullError: the disk is full.
+            UnavailableError: the run was deleted in this very moment.
         """
         path = self._path(record.spec.run_id)
         try:
-            path.parent.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".run-", suffix=".json") as scratch:
-                json.dump(_to_json(record), scratch, indent=1, sort_keys=True)
-                scratch.flush()
-                os.fsync(scratch.fileno())
-                os.link(scratch.name, path)
+            with disk_errors():
+                self._link(record, path)
+        except FileNotFoundError as error:
+            raise UnavailableError(f"run {record.spec.run_id!r} was deleted while it was created; try again") from error
         except FileExistsError:
             existing = self.read(record.spec.run_id)
             if existing.spec != record.spec:
                 raise RunExistsError(_difference(existing.spec, record.spec)) from None
             return existing
-        except OSError as error:
-            raise DiskFullError(f"run {record.spec.run_id!r} cannot be stored: {error.strerror}") from error
         return record
 
     def read(self, run_id: str) -> RunRecord:
@@ -86,21 +87,41 @@ class RunStore:
         """Tells whether there is a record of `run_id`."""
         return self._path(run_id).exists()
 
+    def holds(self, record: RunRecord) -> bool:
+        """Tells whether `record` is the present life of its run: neither deleted, nor another of its name."""
+        try:
+            return self.read(record.spec.run_id) == record
+        except RunNotFoundError:
+            return False
+
     def list(self) -> list[str]:
         """Returns the ids of all runs, sorted."""
         return sorted(path.parent.name for path in self._runs.glob("*/run.json"))
 
     def delete(self, run_id: str) -> None:
-        """Deletes the record and everything else below the run's directory.
+        """Deletes the record and everything else below the run's directory, at once.
 
         Raises:
             RunNotFoundError: there is no such run.
         """
+        doomed = self._staging / f"{uuid.uuid4().hex}.run"
         try:
-            self._path(run_id).unlink()
+            self._path(run_id).stat()
+            self._path(run_id).parent.rename(doomed)
         except (FileNotFoundError, NotADirectoryError):
             raise RunNotFoundError(f"there is no run {run_id!r}") from None
-        shutil.rmtree(self._runs / run_id, ignore_errors=True)
+        sync_directory(self._runs)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def _link(self, record: RunRecord, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".run-", suffix=".json") as scratch:
+            json.dump(_to_json(record), scratch, indent=1, sort_keys=True)
+            scratch.flush()
+            os.fsync(scratch.fileno())
+            os.link(scratch.name, path)
+        sync_directory(path.parent)
+        sync_directory(self._runs)
 
     def _path(self, run_id: str) -> Path:
         return self._runs / run_id / "run.json"

@@ -1,4 +1,4 @@
-"""`Staged`: weights on their way into the store, not visible to anybody yet. Used by `weight_store`."""
+"""`Staged`: weights on their way into the store, not visible to anybody yet; and what makes files durable."""
 
 from __future__ import annotations
 
@@ -89,6 +89,14 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(directory: Path) -> None:
+    """Makes a directory with all its parents, durably, where it is missing."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync_directory(made.parent)
+
+
 @contextmanager
 def disk_errors() -> Iterator[None]:
     """Turns a full disk or quota into `DiskFullError`; every other `OSError` passes."""
@@ -97,4 +105,4 @@ def disk_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DiskFullError(f"the weight store cannot write: {error.strerror}; free space or delete runs") from error
+        raise DiskFullError(f"the store cannot write: {error.strerror}; free space or delete runs") from error

@@ -5,7 +5,7 @@ version n + 1, is the exclusive creation of that version's manifest by a hard li
 a file system with hard links, shared by all of them (a local disk, NFS, CephFS, EFS).
 
     blobs/<sha256>                            safetensors files, by content
-    runs/<run_id>/<role>/<version>.json       one manifest per committed version
+    runs/<run_id>/<role>/<version>.json       one manifest per committed version; `RunStore` makes runs/<run_id>
     staging/                                  files that are not committed yet
 """
 
@@ -19,6 +19,7 @@ import re
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from preceptor.errors import (
     TooLargeError,
     WeightsNotFoundError,
 )
-from preceptor_service.weight_staging import Staged, disk_errors, sync_directory
+from preceptor_service.weight_staging import Staged, disk_errors, make_directory, sync_directory
 
 __all__ = ["Role", "Staged", "WeightStore", "WeightsVersion"]
 
@@ -82,13 +83,15 @@ class WeightStore:
         root: the directory, made where it is missing.
         keep_versions: newest learner versions kept per run; at least 2.
         max_bytes: largest set of weights.
-        grace_s: how long a blob that nothing names, and the trace of an expired version, stay.
+        grace_s: how long a version stays readable by its digest after it expired, for super-batches that were
+            pinned to it before, and a blob that nothing names.
 
-    Every method blocks on the disk; `stage`, `commit` and `adopt` raise `DiskFullError` where there is no
+    The directory of a run is made by `RunStore`, never here: a push cannot outlive its run. Every method blocks
+    on the disk; `stage`, `commit` and `adopt` raise `DiskFullError` where there is no
     space.
     """
 
-    def __init__(self, root: Path, keep_versions: int, max_bytes: int, grace_s: float = 60.0) -> None:
+    def __init__(self, root: Path, keep_versions: int, max_bytes: int, grace_s: float = 120.0) -> None:
         self._keep_versions = keep_versions
         self._max_bytes = max_bytes
         self._grace_s = grace_s
@@ -96,7 +99,7 @@ class WeightStore:
         self._staging = root / "staging"
         self._runs = root / "runs"
         for directory in (self._blobs, self._staging, self._runs):
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
 
     def stage(self, total_bytes: int) -> Staged:
         """Returns a file to write `total_bytes` of safetensors to.
@@ -116,7 +119,14 @@ class WeightStore:
             return Staged(self._staging / f"{uuid.uuid4().hex}.upload", total_bytes)
 
     def commit(
-        self, run_id: str, role: Role, staged: Staged, step: int, base_version: int, rewind: bool = False
+        self,
+        run_id: str,
+        role: Role,
+        staged: Staged,
+        step: int,
+        base_version: int,
+        rewind: bool = False,
+        is_current: Callable[[], bool] = lambda: True,
     ) -> WeightsVersion:
         """Makes sealed weights the next version of a run, atomically and durably.
 
@@ -131,6 +141,8 @@ class WeightStore:
             step: the trainer's step.
             base_version: newest version when the push began, 0 for none; not read for a reference.
             rewind: accept a `step` below the newest version's.
+            is_current: asked at the last moment whether the run is still the one that was meant, not another
+                of its name.
 
         Raises:
             PushConflictError: another version was committed since `base_version`, or the run was deleted.
@@ -142,23 +154,27 @@ class WeightStore:
             raise ValueError("the staged weights are not sealed; call seal() first")
         with disk_errors():
             self._keep_blob(staged.path, digest)
-            committed = self._commit(run_id, role, digest, staged.total_bytes, step, base_version, rewind)
+            committed = self._commit(run_id, role, digest, staged.total_bytes, step, base_version, rewind, is_current)
             if not self._blob(digest).exists():  # `collect` took it for old just before the manifest named it
                 self._keep_blob(staged.path, digest)
         return committed
 
-    def adopt(self, run_id: str, role: Role, digest: str) -> WeightsVersion:
+    def adopt(
+        self, run_id: str, role: Role, digest: str, is_current: Callable[[], bool] = lambda: True
+    ) -> WeightsVersion:
         """Makes weights that the store already holds the first version of a run, at step 0. Idempotent.
+
+        `is_current` is that of `commit`.
 
         Raises:
             WeightsNotFoundError: there are none with that digest.
             ReferenceFrozenError: the run has another reference.
-            PushConflictError: the run has another learner.
+            PushConflictError: the run has another learner, or was deleted.
         """
         total_bytes = self.blob_path(digest).stat().st_size
         with disk_errors():
             os.utime(self.blob_path(digest))
-            committed = self._commit(run_id, role, digest, total_bytes, step=0, base_version=0, rewind=False)
+            committed = self._commit(run_id, role, digest, total_bytes, 0, 0, False, is_current)
         self.blob_path(digest)
         return committed
 
@@ -227,16 +243,20 @@ class WeightStore:
             (self._runs / run_id).rmdir()
 
     def collect(self) -> None:
-        """Removes expired learner versions, blobs that no kept version names, and abandoned uploads.
+        """Removes learner versions that expired `grace_s` ago, blobs that none names, and abandoned uploads.
 
-        Safe beside commits and other collections: what a kept version names is never lost. Call it now
+        Safe beside commits and other collections: what a version in use names is never lost. Call it now
         and then.
         """
         now = time.time()
         for directory in self._runs.glob("*/learner"):
-            for number in _numbers_in(directory)[: -self._keep_versions]:
-                # An expired manifest stays a while, so that a slow push can still see that it lost.
-                _remove_if_older(_manifest_path(directory, number), now - self._grace_s)
+            numbers = _numbers_in(directory)
+            for expired, successor in zip(numbers, numbers[self._keep_versions :], strict=False):
+                # It stays a while after it expired, for the super-batches that are pinned to it, and so that a
+                # slow push can still see that it lost.
+                with suppress(FileNotFoundError):  # another collection was faster
+                    if _manifest_path(directory, successor).stat().st_mtime < now - self._grace_s:
+                        _manifest_path(directory, expired).unlink()
         for set_aside in self._staging.glob(f"*{_SET_ASIDE}"):
             self._restore_or_remove(set_aside)
         named = self._named_digests()
@@ -252,10 +272,23 @@ class WeightStore:
                 _remove_if_older(leftover, now - UPLOAD_GRACE_S)
 
     def _commit(
-        self, run_id: str, role: Role, digest: str, total_bytes: int, step: int, base_version: int, rewind: bool
+        self,
+        run_id: str,
+        role: Role,
+        digest: str,
+        total_bytes: int,
+        step: int,
+        base_version: int,
+        rewind: bool,
+        is_current: Callable[[], bool],
     ) -> WeightsVersion:
         directory = self._directory(run_id, role)
-        directory.mkdir(parents=True, exist_ok=True)
+        # Before `is_current`: a run of that name made later has no such directory until it is pushed to itself.
+        try:
+            directory.mkdir(exist_ok=True)
+            sync_directory(directory.parent)
+        except FileNotFoundError as error:
+            raise _deleted(run_id) from error
         numbers = self._kept_numbers(run_id, role)
         kept = self._intact(run_id, role, numbers)
         newest = numbers[-1] if numbers else 0
@@ -277,7 +310,13 @@ class WeightStore:
                 "push newer weights, or set rewind where training went back to a checkpoint"
             )
         version = WeightsVersion(newest + 1, step, digest, total_bytes, time.time())
-        if self._create(_manifest_path(directory, version.version), version):
+        if not is_current():
+            raise _deleted(run_id)
+        try:
+            is_first = self._create(_manifest_path(directory, version.version), version)
+        except FileNotFoundError as error:
+            raise _deleted(run_id) from error
+        if is_first:
             return version
         # Lost by a hair. The winner may be a repeat of this very push.
         kept = self._intact(run_id, role, self._kept_numbers(run_id, role))
@@ -293,7 +332,11 @@ class WeightStore:
         )
 
     def _create(self, manifest: Path, version: WeightsVersion) -> bool:
-        """Creates the manifest whole and durable; False where it exists already."""
+        """Creates the manifest whole and durable; False where it exists already.
+
+        Raises:
+            FileNotFoundError: the run's directory is gone.
+        """
         complete = self._staging / f"{uuid.uuid4().hex}.manifest"
         try:
             with complete.open("x") as file:
@@ -306,8 +349,6 @@ class WeightStore:
                 # NFS may say so for its own repeated request; the link count knows.
                 if complete.stat().st_nlink == 1:
                     return False
-            except FileNotFoundError as error:
-                raise PushConflictError("the run was deleted while its weights were committed") from error
             sync_directory(manifest.parent)
             return True
         finally:
@@ -331,12 +372,12 @@ class WeightStore:
                 set_aside.unlink()
 
     def _named_digests(self) -> set[str] | None:
-        """Returns the blob names of all kept versions, or None where a manifest cannot be read."""
+        """Returns the blob names of all versions with a manifest, or None where one cannot be read."""
         named = set()
         for role in _ROLES:
             for directory in self._runs.glob(f"*/{role}"):
                 run_id = directory.parent.name
-                for number in self._kept_numbers(run_id, role):
+                for number in _numbers_in(directory):
                     try:
                         named.add(self._blob(self._read(run_id, role, number).digest).name)
                     except WeightsNotFoundError:
@@ -384,6 +425,10 @@ class WeightStore:
 
     def _blob(self, digest: str) -> Path:
         return self._blobs / digest.removeprefix("sha256:")
+
+
+def _deleted(run_id: str) -> PushConflictError:
+    return PushConflictError(f"run {run_id!r} was deleted while weights were pushed to it; create it and push again")
 
 
 def _repeated(

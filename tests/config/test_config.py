@@ -55,6 +55,10 @@ def test_a_file_of_some_settings_keeps_the_defaults_of_others_and_flags_win(tmp_
         ("gateway: {port: many}", "gateway.port: Input should be a valid integer"),
         ("pool: threads", r"pool: Input should be 'ray' or 'in-process' \(is 'threads'\)"),
         ("weights: {keep_versions: 1}", "weights.keep_versions: Input should be greater than or equal to 2"),
+        (
+            "{gateway: {deadline_s: 90}, weights: {grace_s: 90}}",
+            "weights.grace_s 90.0 is not above gateway.deadline_s 90.0",
+        ),
         ("gateway: {window_bytes: 10, max_super_batch_bytes: 11}", "max_super_batch_bytes 11 is above window_bytes 10"),
         ("[1, 2]", "holds a list; it must be a mapping"),
         ("a: [", "cannot read"),

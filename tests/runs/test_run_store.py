@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from preceptor import RunSpec
-from preceptor.errors import InternalError, RunExistsError, RunNotFoundError
+from preceptor.errors import DiskFullError, InternalError, RunExistsError, RunNotFoundError
 from preceptor_service.run_store import RunRecord, RunStore
 
 FULL = RunSpec(
@@ -79,3 +81,47 @@ def test_a_damaged_record_is_an_error_that_names_the_run(tmp_path: Path, content
     (tmp_path / "runs" / "full" / "run.json").write_text(content)
     with pytest.raises(InternalError, match="the record of run 'full' is damaged"):
         store.read("full")
+
+
+def test_a_life_of_a_run_is_told_from_the_next(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    former = store.create(record())
+    assert store.holds(former)
+    store.delete("full")
+    assert not store.holds(former)
+    latter = store.create(RunRecord(FULL, 1235.5, 64))
+    assert store.holds(latter)
+    assert not store.holds(former)
+
+
+def test_a_record_and_its_directory_are_durable_before_creation_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RunStore(tmp_path)
+    named: list[tuple[int, bool]] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        named.append((os.fstat(descriptor).st_ino, (tmp_path / "runs/full/run.json").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", noted)
+    store.create(record())
+    assert ((tmp_path / "runs/full").stat().st_ino, True) in named
+    assert (tmp_path / "runs").stat().st_ino in {inode for inode, _ in named}
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSPC, DiskFullError), (errno.EDQUOT, DiskFullError), (errno.EACCES, PermissionError)]
+)
+def test_only_a_full_disk_is_called_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+) -> None:
+    def failing(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    store = RunStore(tmp_path)
+    monkeypatch.setattr("os.fsync", failing)
+    with pytest.raises(error, match=os.strerror(number)):
+        store.create(record())
+    assert store.list() == []

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from preceptor import RunSpec
 from preceptor.errors import PreceptorError
+from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
+
+
+def create_run(root: Path, run_id: str = "run") -> RunRecord:
+    """Creates a run for weights to be pushed to; a new life of it where it was deleted."""
+    return RunStore(root).create(RunRecord(RunSpec(run_id, "small_cnn"), time.time(), 64))
+
+
+def store_with_runs(
+    root: Path,
+    keep_versions: int,
+    max_bytes: int = 1000,
+    grace_s: float = 60.0,
+    run_ids: tuple[str, ...] = ("run", "other"),
+) -> WeightStore:
+    """A store of weights in which those runs exist."""
+    for run_id in run_ids:
+        create_run(root, run_id)
+    return WeightStore(root, keep_versions, max_bytes, grace_s)
 
 
 def push(
@@ -19,6 +41,7 @@ def push(
     run_id: str = "run",
     role: Role = "learner",
     rewind: bool = False,
+    is_current: Callable[[], bool] = lambda: True,
 ) -> WeightsVersion:
     """Commits `data`; onto the newest version where `base` is None."""
     with store.stage(len(data)) as staged:
@@ -27,7 +50,7 @@ def push(
         if base is None:
             head = store.head(run_id, role)
             base = head.version if head else 0
-        return store.commit(run_id, role, staged, step, base, rewind)
+        return store.commit(run_id, role, staged, step, base, rewind, is_current)
 
 
 def _race(store: WeightStore, data: bytes) -> None:

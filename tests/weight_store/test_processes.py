@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from preceptor_service.weight_store import UPLOAD_GRACE_S, WeightStore
-from tests.weight_store.pushing import push
+from tests.weight_store.pushing import create_run, push, store_with_runs
 
 ROUNDS = 10
 
@@ -43,6 +43,8 @@ def heard(process: subprocess.Popen[str]) -> str:
 
 
 def test_of_racing_pushes_exactly_one_wins(tmp_path: Path) -> None:
+    for number in range(ROUNDS):
+        create_run(tmp_path, f"run-{number}")
     with ExitStack() as stack:
         racers = [stack.enter_context(another("race", tmp_path, f"weights {number}")) for number in range(3)]
         for number in range(ROUNDS):
@@ -60,7 +62,7 @@ def test_of_racing_pushes_exactly_one_wins(tmp_path: Path) -> None:
 
 
 def test_a_process_killed_while_it_stages_leaves_nothing_that_counts(tmp_path: Path) -> None:
-    store = WeightStore(tmp_path, keep_versions=2, max_bytes=1000, grace_s=0)
+    store = store_with_runs(tmp_path, keep_versions=2, grace_s=0)
     head = push(store, b"one")
     with another("stall", tmp_path, "half") as process:
         assert heard(process) == "ready"

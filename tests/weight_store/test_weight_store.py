@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from preceptor.errors import (
     TooLargeError,
     WeightsNotFoundError,
 )
+from preceptor_service.run_store import RunStore
 from preceptor_service.weight_store import WeightStore, WeightsVersion
-from tests.weight_store.pushing import push
+from tests.weight_store.pushing import create_run, push, store_with_runs
 
 
 def digest(data: bytes) -> str:
@@ -29,7 +31,7 @@ def digest(data: bytes) -> str:
 
 @pytest.fixture
 def store(tmp_path: Path) -> WeightStore:
-    return WeightStore(tmp_path, keep_versions=3, max_bytes=1000, grace_s=0)
+    return store_with_runs(tmp_path, keep_versions=3, grace_s=0)
 
 
 def staging_files(root: Path) -> list[Path]:
@@ -89,13 +91,29 @@ class TestCommit:
         assert push(store, b"two", step=2).version == 1
 
     def test_a_slow_push_still_conflicts_when_the_version_it_wanted_has_expired(self, tmp_path: Path) -> None:
-        store = WeightStore(tmp_path, keep_versions=2, max_bytes=1000)
+        store = store_with_runs(tmp_path, keep_versions=2)
         for step in range(5):
             push(store, b"%d" % step, step=step)
         store.collect()
 
         with pytest.raises(PushConflictError):
             push(store, b"slow", step=9, base=0)
+
+    def test_the_directory_of_a_first_push_is_durable_before_it_is_answered(
+        self, store: WeightStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced = directories_synced(monkeypatch)
+
+        push(store, b"one")
+
+        assert {tmp_path / "blobs", tmp_path / "runs/run", tmp_path / "runs/run/learner"} <= synced(tmp_path)
+
+    def test_the_directories_of_a_new_store_are_durable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        synced = directories_synced(monkeypatch)
+
+        WeightStore(tmp_path / "a" / "store", keep_versions=2, max_bytes=1000)
+
+        assert {tmp_path, tmp_path / "a", tmp_path / "a/store"} <= synced(tmp_path)
 
     def test_weights_that_were_not_sealed_cannot_be_committed(self, store: WeightStore) -> None:
         with store.stage(3) as staged, pytest.raises(ValueError, match="not sealed"):
@@ -259,6 +277,52 @@ class TestDeleteRun:
         with pytest.raises(PushConflictError, match="deleted"):
             push(store, b"one")
         assert store.head("run", "learner") is None
+
+    def test_a_first_push_under_way_does_not_bring_it_back(self, store: WeightStore, tmp_path: Path) -> None:
+        RunStore(tmp_path).delete("run")
+
+        with pytest.raises(PushConflictError, match="run 'run' was deleted"):
+            push(store, b"one")
+        assert not (tmp_path / "runs/run").exists()
+        push(store, b"one", run_id="other")
+        with pytest.raises(PushConflictError, match="run 'run' was deleted"):
+            store.adopt("run", "reference", digest(b"one"))
+        create_run(tmp_path)
+        assert store.head("run", "learner") is None
+
+    def test_a_first_push_under_way_does_not_reach_the_next_life(self, store: WeightStore, tmp_path: Path) -> None:
+        runs = RunStore(tmp_path)
+        former = runs.read("run")
+        runs.delete("run")
+        latter = create_run(tmp_path)
+
+        with pytest.raises(PushConflictError, match="run 'run' was deleted"):
+            push(store, b"one", is_current=lambda: runs.holds(former))
+        assert store.head("run", "learner") is None
+        assert push(store, b"one", is_current=lambda: runs.holds(latter)).version == 1
+
+    def test_a_push_between_the_two_halves_of_a_deletion_is_deleted_too(
+        self, store: WeightStore, tmp_path: Path
+    ) -> None:
+        store.delete_run("run")
+        push(store, b"one")
+        RunStore(tmp_path).delete("run")
+
+        create_run(tmp_path)
+        assert store.head("run", "learner") is None
+
+
+def directories_synced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], set[Path]]:
+    """From now on, notes what is made durable; call it for the directories at or below a path."""
+    inodes: set[int] = set()
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        inodes.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr("preceptor_service.weight_staging.os.fsync", noted)
+    return lambda root: {path for path in (root, *root.rglob("*")) if path.is_dir() and path.stat().st_ino in inodes}
 
 
 def overtaken_by(store: WeightStore, data: bytes, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
