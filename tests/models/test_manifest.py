@@ -52,6 +52,10 @@ FEW = dict.fromkeys(("norm.weight", "norm.bias", "norm.running_mean", "norm.runn
     [
         ({"head.bias": None}, "1 tensor missing: head.bias;"),
         (FEW, "5 tensors missing: head.weight, norm.bias, norm.running_mean and 2 more;"),
+        (
+            {"head.bias": None, "noise": torch.zeros(4)},
+            "1 tensor missing: head.bias, and 1 tensor not in the run's model: noise;",
+        ),
         ({"noise": torch.zeros(4)}, "1 tensor not in the run's model: noise;"),
         ({"../../etc/passwd": torch.zeros(4)}, "not in the run's model: ../../etc/passwd;"),
         ({"head.bias": torch.zeros(2)}, "head.bias has shape [2], expected [3]"),
@@ -73,6 +77,39 @@ def test_a_misfit_is_named(
 
     with pytest.raises(InvalidWeightsError, match=re.escape(complaint)):
         check_weights(path, outline)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wrapper"),
+    [
+        ("module.", "DistributedDataParallel"),
+        ("_orig_mod.", "torch.compile"),
+        ("module._orig_mod.", "DistributedDataParallel and torch.compile"),
+    ],
+)
+def test_the_state_of_a_wrapped_model_is_recognised(
+    path: Path, outline: torch.nn.Module, state: State, prefix: str, wrapper: str
+) -> None:
+    save_file({prefix + name: tensor for name, tensor in state.items()}, path)
+
+    complaint = f"'{prefix}', which comes from {wrapper}; push model.{prefix}state_dict()"
+    with pytest.raises(InvalidWeightsError, match=re.escape(complaint)):
+        check_weights(path, outline)
+
+
+def test_a_model_with_a_part_named_like_a_wrapper_is_not_taken_for_wrapped(path: Path) -> None:
+    inner = torch.nn.Module()
+    inner.module = torch.nn.Linear(2, 3)
+    save_file(inner.state_dict(), path)
+    check_weights(path, inner)
+
+    save_file({f"module.{name}": tensor for name, tensor in inner.state_dict().items()}, path)
+    with pytest.raises(InvalidWeightsError, match=re.escape("push model.module.state_dict()")):
+        check_weights(path, inner)
+
+    save_file({"module.kernel": torch.zeros(3, 2)}, path)
+    with pytest.raises(InvalidWeightsError, match=r"1 tensor not in the run's model: module\.kernel; push the whole"):
+        check_weights(path, inner)
 
 
 @pytest.mark.parametrize(

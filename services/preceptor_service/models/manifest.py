@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from preceptor.errors import InvalidWeightsError
 
 _FLOATING = ("F32", "BF16", "F16")
 _EXACT = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+_WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 _SHOWN_TENSORS = 3
 _SHOWN_CHARACTERS = 200
 _PIECE_ELEMENTS = 1 << 22
@@ -38,8 +39,12 @@ def check_weights(path: Path, outline: nn.Module) -> None:
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
             missing, extra = sorted(expected.keys() - found), sorted(found - expected.keys())
-            _refuse(missing, "missing", "push the whole state_dict of the run's model")
-            _refuse(extra, "not in the run's model", "push what its state_dict holds and no more")
+            if missing or extra:
+                faults = [_fault(missing, "missing")] if missing else []
+                faults += [_fault(extra, "not in the run's model")] if extra else []
+                raise InvalidWeightsError(
+                    f"the weights have {', and '.join(faults)}; {_remedy(missing, extra, found, expected.keys())}"
+                )
             _refuse(
                 list(_misfits(file, expected)),
                 "that do not fit",
@@ -52,10 +57,36 @@ def check_weights(path: Path, outline: nn.Module) -> None:
 
 def _refuse(tensors: list[str], fault: str, remedy: str) -> None:
     if tensors:
-        noun = "tensor" if len(tensors) == 1 else "tensors"
-        shown = ", ".join(tensor[:_SHOWN_CHARACTERS] for tensor in tensors[:_SHOWN_TENSORS])
-        more = f" and {len(tensors) - _SHOWN_TENSORS} more" if len(tensors) > _SHOWN_TENSORS else ""
-        raise InvalidWeightsError(f"the weights have {len(tensors)} {noun} {fault}: {shown}{more}; {remedy}")
+        raise InvalidWeightsError(f"the weights have {_fault(tensors, fault)}; {remedy}")
+
+
+def _fault(tensors: list[str], fault: str) -> str:
+    noun = "tensor" if len(tensors) == 1 else "tensors"
+    shown = ", ".join(tensor[:_SHOWN_CHARACTERS] for tensor in tensors[:_SHOWN_TENSORS])
+    more = f" and {len(tensors) - _SHOWN_TENSORS} more" if len(tensors) > _SHOWN_TENSORS else ""
+    return f"{len(tensors)} {noun} {fault}: {shown}{more}"
+
+
+def _remedy(missing: list[str], extra: list[str], found: Set[str], expected: Set[str]) -> str:
+    prefix = _wrapping(found, expected)
+    if prefix:
+        wrappers = " and ".join(wrapper for name, wrapper in _WRAPPERS.items() if name in prefix)
+        return f"every name starts with {prefix!r}, which comes from {wrappers}; push model.{prefix}state_dict()"
+    if not missing:
+        return "push what its state_dict holds and no more"
+    return "push the whole state_dict of the run's model" + (", and no more" if extra else "")
+
+
+def _wrapping(found: Set[str], expected: Set[str]) -> str:
+    """Returns what wrappers put before all names; nothing where the names say so little."""
+    prefix = ""
+    while found and not any(prefix + name in found for name in expected):
+        added = next((name for name in _WRAPPERS if all(tensor.startswith(prefix + name) for tensor in found)), None)
+        if added is None:
+            # Weights of another model, wrapped; or of one with a part of that name.
+            return "" if any(name.startswith(prefix) for name in expected) else prefix
+        prefix += added
+    return prefix
 
 
 def _misfits(file: Any, expected: dict[str, torch.Tensor]) -> Iterable[str]:
