@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from preceptor.errors import REASON_METADATA_KEY
 from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
@@ -166,6 +167,10 @@ class FakeService:
         self.streams: list[Stream] = []
         self.announced: list[tuple[int, int]] = []
         self.runs: dict[str, run_pb2.RunSpec] = {}
+        self.lives: Counter[str] = Counter()
+        """How often each run was created; its creation time in seconds."""
+        self.last_step: int | None = None
+        self.learner_step: int | None = None
         self.metadata: dict[str, dict[str, str]] = {}
         self.aborts: dict[str, Abort] = {}
         """Status with which every call of an rpc ends."""
@@ -226,7 +231,15 @@ class FakeService:
     def run_message(self, spec: run_pb2.RunSpec) -> run_pb2.Run:
         """The run as this service describes it."""
         columns = [run_pb2.Column(name=name, element_type="float") for name in self.columns]
-        return run_pb2.Run(spec=spec, columns=columns, micro_batch_rows=32, super_batches=len(self.received))
+        return run_pb2.Run(
+            spec=spec,
+            create_time=Timestamp(seconds=self.lives[spec.run_id]),
+            columns=columns,
+            micro_batch_rows=32,
+            super_batches=len(self.received),
+            last_step=self.last_step,
+            learner_step=self.learner_step,
+        )
 
     def _handler(self, method: Any) -> grpc.RpcMethodHandler:
         kind = {
@@ -257,6 +270,7 @@ class FakeService:
         )
 
     def _create_run(self, request: selection_pb2.CreateRunRequest, _: Any) -> selection_pb2.CreateRunResponse:
+        self.lives[request.spec.run_id] += request.spec.run_id not in self.runs
         self.runs[request.spec.run_id] = request.spec
         return selection_pb2.CreateRunResponse(run=self.run_message(request.spec))
 

@@ -47,7 +47,8 @@ class SelectionClient:
         self._timeout_s = _checked_timeout(timeout_s)
         self._connection = Connection(target, token, tls)
         self._lock = threading.Lock()
-        self._streams: dict[str, SelectStream] = {}
+        # By run id and the time of its creation: a deleted run's name may come to life again, as another run.
+        self._streams: dict[str, tuple[tuple[int, int], SelectStream]] = {}
 
     def create_run(self, spec: RunSpec) -> Run:
         """Creates a run and returns its handle; the same spec again gives the existing run.
@@ -84,14 +85,14 @@ class SelectionClient:
         request = selection_pb2.DeleteRunRequest(run_id=run_id)
         self._connection.unary("DeleteRun", request, selection_pb2.DeleteRunResponse, self._timeout_s)
         with self._lock:
-            stream = self._streams.pop(run_id, None)
+            _, stream = self._streams.pop(run_id, (None, None))
         if stream is not None:
-            stream.close()
+            stream.close("was deleted")
 
     def close(self) -> None:
         """Fails what is pending with `ClosedError`, ends the threads, and disconnects; repeating it is harmless."""
         with self._lock:
-            streams = list(self._streams.values())
+            streams = [stream for _, stream in self._streams.values()]
         for stream in streams:
             stream.close()
         self._connection.close()
@@ -106,11 +107,18 @@ class SelectionClient:
 
     def _run(self, message: run_pb2.Run) -> Run:
         spec = spec_of(message)
+        life = (message.create_time.seconds, message.create_time.nanos)
         with self._lock:
             # One stream per run, whatever the number of handles: the window is the run's.
-            stream = self._streams.get(spec.run_id)
-            if stream is None:
-                stream = self._streams[spec.run_id] = SelectStream(self._connection, spec.run_id)
+            known_life, known = self._streams.get(spec.run_id, (None, None))
+            if known is not None and known_life == life:
+                stream, former = known, None
+            else:
+                stream, former = SelectStream(self._connection, spec.run_id), known
+                self._streams[spec.run_id] = life, stream
+        if former is not None:
+            former.close("was deleted and created anew")
+        stream.raise_first_step(_first_free_step(message))
         columns = tuple(column.name for column in message.columns)
         return Run(spec, columns, self._connection, stream, self._timeout_s)
 
@@ -118,7 +126,9 @@ class SelectionClient:
 class Run:
     """Handle of one run; made by `SelectionClient.create_run` and `get_run`, alive as long as that client.
 
-    Safe to use from any threads. The first `select` or `submit` opens a stream that all of them share.
+    Safe to use from any threads. The first `select` or `submit` opens a stream that all of them share. When the run is
+    deleted and created anew, its handles remain those of the deleted one, and `select`, `submit` and `score` raise
+    `ClosedError` once this client has a handle of the new one.
 
     Attributes:
         spec: the settings.
@@ -140,7 +150,12 @@ class Run:
         return self.spec.run_id
 
     def next_step(self, rank: int = 0) -> int:
-        """Returns one above the highest step that this client submitted for `rank`; 0 before the first."""
+        """Returns a step that is free for `rank`, as far as this client knows; 0 for a new run.
+
+        It is above every step that this client submitted for `rank`, and above those of any rank that the service told
+        it of when a handle was last made: so a training script that is run again goes on counting, and what it pushes
+        is not stale. That is best effort: the highest step answered is of one gateway since it started.
+        """
         return self._stream.next_step(rank)
 
     def status(self) -> RunStatus:
@@ -176,12 +191,13 @@ class Run:
         tensor's copy in memory. `state_dict` must not change meanwhile.
 
         Args:
-            state_dict: name → numpy array or torch tensor on any device.
+            state_dict: name → numpy array or torch tensor on any device, e.g. `model.state_dict()`.
             step: the trainer's step that they belong to; 0 or above.
             rewind: accepts a step below the committed one, after going back to a checkpoint.
             timeout_s: default: the client's.
 
         Raises:
+            TypeError: `state_dict` is no mapping, e.g. a module, or a value is no array or tensor.
             InvalidWeightsError: a tensor is missing, extra, misshapen, of another type or not finite.
             StaleWeightsError: `step` is older than the committed one and `rewind` is not set.
             PushConflictError: another push was committed meanwhile.
@@ -253,7 +269,7 @@ class Run:
         Raises:
             TypeError, ValueError: the batch cannot be encoded, or the same (step, rank) is pending.
             DeadlineExceededError, UnavailableError: the window stayed full, or no gateway was reached, in `timeout_s`.
-            ClosedError: the client is closed.
+            ClosedError: the client is closed, or the run was deleted; `create_run` or `get_run` gives a new handle.
             RuntimeError: used in a fork of the process that opened the client.
         """
         self._connection.check_usable()
@@ -268,6 +284,8 @@ class Run:
 
     def score(self, batch: Mapping[str, Any], example_id: Any = None, timeout_s: float | None = None) -> Scores:
         """Returns losses and scores of one super-batch and selects nothing. Arguments and errors as `select`."""
+        self._connection.check_usable()
+        self._stream.check_open()
         encoded = batches.encode(batch, example_id)
         header = selection_pb2.ScoreHeader(
             run_id=self.run_id,
@@ -298,6 +316,12 @@ def _whole(name: str, value: int) -> int:
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{name} is {number}; it must fit in 64 bits")
     return number
+
+
+def _first_free_step(message: run_pb2.Run) -> int:
+    """Returns the least step that neither asks again what was answered nor is older than the learner's weights."""
+    above_answered = message.last_step + 1 if message.HasField("last_step") else 0
+    return max(above_answered, message.learner_step)
 
 
 def _get_run(connection: Connection, run_id: str, timeout_s: float) -> run_pb2.Run:

@@ -61,11 +61,13 @@ class SelectStream:
     Args:
         connection: to the gateway.
         run_id: the run.
+        first_step: what `next_step` is at least.
     """
 
-    def __init__(self, connection: Connection, run_id: str) -> None:
+    def __init__(self, connection: Connection, run_id: str, first_step: int = 0) -> None:
         self._connection = connection
         self._run_id = run_id
+        self._first_step = first_step
         self._changed = threading.Condition()
         self._pending: dict[StepKey, Offer] = {}
         self._unsent: dict[StepKey, Offer] = {}
@@ -79,6 +81,7 @@ class SelectStream:
         self._next_steps: dict[int, int] = {}
         self._keeper: threading.Thread | None = None
         self._is_closed = False
+        self._deletion: str | None = None
 
     # Called by the trainer's threads.
 
@@ -89,9 +92,19 @@ class SelectStream:
             return self._observed_learner_version
 
     def next_step(self, rank: int) -> int:
-        """One above the highest step submitted for `rank`, 0 before the first."""
+        """One above the highest step submitted for `rank`, and at least the first step."""
         with self._changed:
-            return self._next_steps.get(rank, 0)
+            return max(self._first_step, self._next_steps.get(rank, 0))
+
+    def raise_first_step(self, step: int) -> None:
+        """Makes `next_step` at least `step`, for every rank."""
+        with self._changed:
+            self._first_step = max(step, self._first_step)
+
+    def check_open(self) -> None:
+        """Raises `ClosedError` if nothing more can be asked here."""
+        with self._changed:
+            self._check_open()
 
     def observe(self, learner_version: int | None) -> None:
         """Takes note of the learner version in an answer that came by another call."""
@@ -110,7 +123,7 @@ class SelectStream:
             ValueError: the same (step, rank) is pending.
             DeadlineExceededError: the window stayed full for `timeout_s`.
             UnavailableError: no gateway was reached in `timeout_s`.
-            ClosedError: the client is closed.
+            ClosedError: the client is closed, or the run was deleted.
             RuntimeError: called in a fork of the process that opened the client.
         """
         self._connection.check_usable()
@@ -134,14 +147,19 @@ class SelectStream:
         offer.future.add_done_callback(lambda future: self._give_up(key, future))
         return offer.future
 
-    def close(self) -> None:
-        """Fails what is pending with `ClosedError` and ends the threads; repeating it is harmless."""
+    def close(self, deletion: str | None = None) -> None:
+        """Fails what is pending with `ClosedError` and ends the threads; repeating it is harmless.
+
+        Args:
+            deletion: what became of the run, e.g. `"was deleted"`, where that is why; default: the client closes.
+        """
         if not self._connection.is_own_process:
             return
         settlements = Settlements()
-        closed = ClosedError(f"the client was closed before run {self._run_id!r} had its answer")
         with self._changed:
-            self._is_closed = True
+            if not self._is_closed:
+                self._is_closed, self._deletion = True, deletion
+            closed = self._closed(f"the client was closed before run {self._run_id!r} had its answer")
             attempt, self._attempt = self._attempt, None
             if attempt is not None:
                 attempt.end(RpcFailure(closed, is_transport=False))
@@ -152,9 +170,19 @@ class SelectStream:
             if thread is not None and thread is not threading.current_thread():
                 thread.join(CLOSE_TIMEOUT_S)
 
-    def _check_accepts(self, key: StepKey) -> None:
+    def _closed(self, otherwise: str) -> ClosedError:
+        if self._deletion is None:
+            return ClosedError(otherwise)
+        return ClosedError(
+            f"run {self._run_id!r} of this handle {self._deletion}; create_run or get_run gives a handle that works"
+        )
+
+    def _check_open(self) -> None:
         if self._is_closed:
-            raise ClosedError(f"the stream of run {self._run_id!r} is closed; open a new SelectionClient")
+            raise self._closed(f"the stream of run {self._run_id!r} is closed; open a new SelectionClient")
+
+    def _check_accepts(self, key: StepKey) -> None:
+        self._check_open()
         if key in self._pending:
             raise ValueError(f"{key} of run {self._run_id!r} is pending; wait for its answer, or use another step")
 
