@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from preceptor import Run
+from preceptor import Run, RunSpec, SelectionClient
 from preceptor.errors import InvalidSuperBatchError
 from preceptor.torch import SelectingLoader
 from preceptor.v1 import selection_pb2
@@ -217,6 +217,98 @@ class Shard(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
         return ((images(row, 1)[0], torch.tensor(row)) for row in range(self.rank, 5 * B, 2))
 
 
+def test_loaders_made_beforehand_take_turns_on_one_rank(service: FakeService, run: Run) -> None:
+    first, second = SelectingLoader(pairs(3), run, SUB), SelectingLoader(pairs(2), run, SUB)
+    assert (first.step, second.step) == (0, 0)
+    for loader in (first, second, first, second):
+        list(loader)
+        assert first.step == second.step == run.next_step()
+    assert [received.key for received in service.received] == [(step, 0) for step in range(10)]
+
+
+def test_loaders_of_one_rank_may_be_read_side_by_side(service: FakeService, run: Run) -> None:
+    first, second = SelectingLoader(pairs(4), run, SUB), SelectingLoader(pairs(4), run, SUB)
+    assert len(list(zip(first, second, strict=True))) == 4
+    service.wait_for("all arrived", partial(has_received, service, 8))
+    assert sorted(received.key for received in service.received) == [(step, 0) for step in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("last_step", "learner_step", "start"), [(41, None, 42), (41, 30, 42), (None, 30, 30), (3, 30, 30), (None, None, 0)]
+)
+def test_a_training_script_that_is_run_again_goes_on_counting(
+    service: FakeService, client: SelectionClient, last_step: int | None, learner_step: int | None, start: int
+) -> None:
+    service.last_step, service.learner_step = last_step, learner_step
+    run = client.create_run(RunSpec("digits", "small_cnn"))
+    loader = SelectingLoader(pairs(2), run, SUB)
+    # What is pushed before the first sub-batch needs a step that is not older than what was pushed before.
+    assert loader.step == start
+    assert loader.state_dict()["step"] == start
+    list(loader)
+    assert [received.key for received in service.received] == [(start, 0), (start + 1, 0)]
+    assert service.calls["GetRun"] == 0
+
+
+def test_a_cell_that_is_run_again_goes_on_behind_what_others_did_meanwhile(
+    service: FakeService, client: SelectionClient
+) -> None:
+    list(SelectingLoader(pairs(2), client.create_run(RunSpec("digits", "small_cnn")), SUB))
+    service.last_step = 9
+    list(SelectingLoader(pairs(2), client.create_run(RunSpec("digits", "small_cnn")), SUB))
+    assert [received.header.step for received in service.received] == [0, 1, 10, 11]
+
+
+def test_a_loaded_state_counts_from_its_step_whatever_the_service_answered(
+    service: FakeService, client: SelectionClient
+) -> None:
+    service.last_step = 9
+    loader = SelectingLoader(pairs(3), client.create_run(RunSpec("digits", "small_cnn")), SUB)
+    loader.load_state_dict({"step": 4, "batches_yielded_in_epoch": 1})
+    assert loader.step == 4
+    list(loader)
+    assert [received.header.step for received in service.received] == [4, 5]
+
+
+def test_an_epoch_of_super_batches_that_are_all_too_short_is_refused(run: Run) -> None:
+    loader = from_zero(pairs(3, last_rows=2), run, B + 1)
+    with pytest.raises(
+        ValueError, match=r"all 3 super-batches .* at most 8 rows .* sub_batch_size is 9; .*(larger|lower)"
+    ):
+        list(loader)
+    assert loader.skipped_super_batches == 3
+
+
+@pytest.mark.parametrize("make", [pairs, lambda count, last_rows: StatefulLoader(count, last_rows)])
+def test_an_epoch_resumed_at_its_short_end_is_over(run: Run, make: Callable[[int, int], Any]) -> None:
+    before = from_zero(make(3, 1), run, SUB, prefetch=0)
+    for _ in before:
+        if before.step == 2:
+            break
+    after = from_zero(make(3, 1), run, SUB)
+    after.load_state_dict(before.state_dict())
+    assert list(after) == []
+    assert len(list(after)) == 2
+
+
+@pytest.mark.parametrize("make", [iter, lambda batches: (batch for batch in batches)], ids=["iterator", "generator"])
+def test_an_exhausted_iterator_is_refused(run: Run, make: Callable[[Any], Any]) -> None:
+    loader = from_zero(make(pairs(3)), run, SUB)
+    assert len(list(loader)) == 3
+    with pytest.raises(ValueError, match="wrapped loader is an iterator and is exhausted; give something that can be"):
+        list(loader)
+
+
+def test_an_iterator_resumed_at_its_end_is_over(run: Run) -> None:
+    loader = from_zero(iter(pairs(2)), run, SUB)
+    loader.load_state_dict({"step": 2, "batches_yielded_in_epoch": 2})
+    assert list(loader) == []
+
+
+def test_an_empty_loader_yields_nothing(run: Run) -> None:
+    assert list(from_zero([], run, SUB)) == []
+
+
 def test_a_shuffled_data_loader_and_its_selection_repeat_with_the_seed(run: Run) -> None:
     def epoch() -> list[list[int]]:
         shuffled = DataLoader(Images(), B, shuffle=True, generator=torch.Generator().manual_seed(3))
@@ -241,8 +333,8 @@ def test_ranks_with_iterable_data_get_equal_counts_of_their_own_examples(service
 class StatefulLoader:
     """As torchdata's: its state names the next batch, which runs ahead of what was yielded when prefetching."""
 
-    def __init__(self, count: int) -> None:
-        self.batches = pairs(count)
+    def __init__(self, count: int, last_rows: int = B) -> None:
+        self.batches = pairs(count, last_rows)
         self.next = 0
         self.fetched = 0
 

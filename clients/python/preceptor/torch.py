@@ -49,22 +49,32 @@ class SelectingLoader:
     unchanged. Rows come in the order drawn.
 
     Steps: the i-th sub-batch of all epochs has step `start_step + i`. A super-batch with fewer rows than
-    `sub_batch_size` (the short end of a data set) is skipped and takes no step, so that every rank whose loader yields
-    the same row counts gets the same number of sub-batches. Leaving an epoch early gives up what was offered ahead and
-    also its steps: the next epoch starts at a step that was never offered, unless `load_state_dict` says otherwise.
+    `sub_batch_size` (the short end of a data set) is skipped and takes no step. Leaving an epoch early gives up what
+    was offered ahead and also its steps: the next epoch starts at a step that was never offered, unless
+    `load_state_dict` says otherwise.
+
+    Without `start_step`, and until a state is loaded, steps are those that `run.next_step(rank)` gives while iterating:
+    several loaders of one rank take turns, a loader made anew for each epoch goes on counting, and so does a script or
+    a notebook cell that is run again from its `create_run`. The service tells only the highest step of all ranks, and
+    only of the gateway asked, since it started. With several ranks, make every rank's `Run` before the first of them
+    iterates, or give `start_step`: else a late rank starts above the steps of the early ones.
 
     Resuming: `state_dict` tells what was yielded. With the same data in the same order, the loader that loads it yields
     what the first one would have; super-batches that were offered but not yielded are fetched and offered again. A
     wrapped loader that has `state_dict` and `load_state_dict` is resumed by them, any other by skipping.
 
-    For one trainer thread. One process per rank, each with its own client and its own shard of the data.
+    For one trainer thread. One process per rank, each with its own client and its own shard of the data. Ranks whose
+    loaders yield the same row counts get the same number of sub-batches; ranks with unequal shards do not, and nothing
+    here evens that out: collective operations of the trainer, such as DDP's gradients, then wait for ever. Make shards
+    equal, as `DistributedSampler` does for map-style data; for iterable data drop what does not divide by the ranks, or
+    stop every rank at the count of the smallest shard, e.g. with `itertools.islice`.
 
     Args:
-        loader: any iterable of super-batches, e.g. a `DataLoader` over a map-style or iterable data set.
+        loader: any iterable of super-batches, e.g. a `DataLoader` over a map-style or iterable data set. An iterator or
+            generator lasts for one epoch.
         run: the run.
         sub_batch_size: examples to train on per step, b.
-        start_step: step of the first sub-batch; default: `run.next_step(rank)`, so that a loader made anew for each
-            epoch goes on counting.
+        start_step: step of the first sub-batch; default: `run.next_step(rank)` at that time.
         rank: the trainer's rank.
         prefetch: super-batches offered ahead of the one whose sub-batch is awaited; 0: none, 1: double-buffered.
         names: names of the tensors of a tuple or list, in order, `"example_id"` among them; default: the run's columns.
@@ -72,7 +82,8 @@ class SelectingLoader:
         timeout_s: for each selection; default: the client's.
 
     Raises:
-        ValueError: a number is out of range; while iterating: a batch lacks a column, or its tensors differ in rows.
+        ValueError: a number is out of range; while iterating: a batch lacks a column, or its tensors differ in rows; at
+            the end of an epoch: all super-batches were skipped, or the wrapped loader is an exhausted iterator.
         TypeError: while iterating: a batch has another form.
         PreceptorError: while iterating: as `Run.select`.
     """
@@ -89,14 +100,13 @@ class SelectingLoader:
         names: Sequence[str] | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        start_step = run.next_step(rank) if start_step is None else start_step
         for name, value, least in (
             ("sub_batch_size", sub_batch_size, 1),
             ("start_step", start_step, 0),
             ("rank", rank, 0),
             ("prefetch", prefetch, 0),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it must be {least} or above")
         self.loader = loader
         self._run = run
@@ -105,8 +115,9 @@ class SelectingLoader:
         self._prefetch = prefetch
         self._names = tuple(run.columns if names is None else names)
         self._timeout_s = timeout_s
-        self._step = start_step
-        self._first_unused_step = start_step
+        self._takes_free_steps = start_step is None
+        self._step = self._first_unused_step = start_step or 0
+        self._is_between_epochs = True
         self._batches_yielded_in_epoch = 0
         self._to_skip = 0
         self._resumes = False
@@ -121,7 +132,7 @@ class SelectingLoader:
     @property
     def step(self) -> int:
         """Step of the next sub-batch; after leaving an epoch early, of the next one if that epoch were resumed."""
-        return self._step
+        return self._free_step(self._step) if self._is_between_epochs else self._step
 
     @property
     def last_selection(self) -> Selection | None:
@@ -151,7 +162,7 @@ class SelectingLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what was yielded so far, the current sub-batch included; save it with the learner's checkpoint."""
-        state: dict[str, Any] = {"step": self._step, "batches_yielded_in_epoch": self._batches_yielded_in_epoch}
+        state: dict[str, Any] = {"step": self.step, "batches_yielded_in_epoch": self._batches_yielded_in_epoch}
         if isinstance(self.loader, _Stateful):
             is_between_epochs = self._loader_state is None
             state["loader"] = self._state_of_loader() if is_between_epochs else self._loader_state
@@ -164,6 +175,7 @@ class SelectingLoader:
             KeyError: `state` is not from `state_dict` of such a loader.
         """
         self._abandon()
+        self._takes_free_steps = False
         self._step = self._first_unused_step = state["step"]
         self._batches_yielded_in_epoch = state["batches_yielded_in_epoch"]
         self._loader_state = None
@@ -180,8 +192,9 @@ class SelectingLoader:
         if not self._resumes:
             self._batches_yielded_in_epoch = 0
             self._loader_state = self._state_of_loader()
-            self._step = self._first_unused_step
+            self._step = self._free_step(self._first_unused_step)
         self._resumes = False
+        self._is_between_epochs = False
         self._epoch = epoch = object()
         return self._iterate(epoch)
 
@@ -206,6 +219,7 @@ class SelectingLoader:
                 yield sub_batch
             self._batches_yielded_in_epoch = 0
             self._loader_state = None
+            self._is_between_epochs = True
         finally:
             if self._epoch is epoch:
                 self._abandon()
@@ -213,14 +227,31 @@ class SelectingLoader:
     def _super_batches(self) -> Iterator[tuple[Any, int]]:
         """Yields (super-batch, rows) of those that have rows enough and were not consumed before the resume."""
         to_skip, self._to_skip = self._to_skip, 0
-        for batch in self.loader:
+        consumed_before = self._batches_yielded_in_epoch
+        seen = skipped = most_rows = 0
+        iterator = iter(self.loader)
+        for batch in iterator:
             rows = _row_count(batch)
+            seen, most_rows = seen + 1, max(most_rows, rows)
             if rows < self._sub_batch_size:
+                skipped += 1
                 self._skipped_super_batches += 1
             elif to_skip:
                 to_skip -= 1
             else:
                 yield batch, rows
+        if consumed_before:
+            return
+        if iterator is self.loader and not seen:
+            raise ValueError(
+                "the wrapped loader is an iterator and is exhausted; give something that can be iterated again, "
+                "such as a list, a DataLoader, or an object whose __iter__ starts anew"
+            )
+        if seen and skipped == seen:
+            raise ValueError(
+                f"all {seen} super-batches of this epoch have at most {most_rows} rows and were skipped, for "
+                f"sub_batch_size is {self._sub_batch_size}; make super-batches larger, or lower sub_batch_size"
+            )
 
     def _offer_ahead(self, super_batches: Iterator[tuple[Any, int]]) -> float:
         """Offers super-batches until `prefetch` lie behind the one awaited; returns the seconds that this took here."""
@@ -233,12 +264,16 @@ class SelectingLoader:
             loader_state = self._state_of_loader()
             started = time.perf_counter()
             columns, example_id = self._columns(batch)
-            step = self._step + len(self._offered)
+            step = self._free_step(self._offered[-1].step + 1 if self._offered else self._step)
             future = self._run.submit(columns, self._sub_batch_size, step, self._rank, example_id, self._timeout_s)
             spent_s += time.perf_counter() - started
             self._offered.append(_Offered(batch, rows, step, future, loader_state))
             self._first_unused_step = max(self._first_unused_step, step + 1)
         return spent_s
+
+    def _free_step(self, step: int) -> int:
+        """Returns `step`, or a later one where other loaders of this rank have used it."""
+        return max(step, self._run.next_step(self._rank)) if self._takes_free_steps else step
 
     def _columns(self, batch: Any) -> tuple[dict[str, Any], Any]:
         """Returns what is sent of a batch: columns by name, and example ids or None."""
