@@ -148,3 +148,9 @@ def test_a_push_names_the_last_failure_when_the_service_stays_unavailable(servic
     service.aborts["PushWeights"] = Abort("UNAVAILABLE", "GATEWAY_DRAINING", "gateway 3 is draining")
     with pytest.raises(UnavailableError, match=r"step 7 .*'digits'.* within 0\.2 s; last: gateway 3 is draining"):
         run.push_weights({"w": np.zeros(2)}, step=7, timeout_s=0.2)
+
+
+@pytest.mark.parametrize("given", [torch.nn.Linear(2, 1), [torch.zeros(2)], None], ids=["module", "list", "none"])
+def test_what_is_no_state_dict_is_refused_by_name(run: Run, given: Any) -> None:
+    with pytest.raises(TypeError, match=rf"is a {type(given).__name__}; .*model\.state_dict\(\)"):
+        run.push_weights(given, step=0)

@@ -76,7 +76,8 @@ class SafetensorsFile:
         state_dict: name → numpy array or torch tensor on any device, of any shape including 0-d, contiguous or not.
 
     Raises:
-        TypeError: a value is no array or tensor, or safetensors has no name for its element type.
+        TypeError: `state_dict` is no mapping, a value is no array or tensor, or safetensors has no name for its element
+            type.
         ValueError: no tensors, or one has the name that safetensors reserves.
 
     Attributes:
@@ -84,6 +85,10 @@ class SafetensorsFile:
     """
 
     def __init__(self, state_dict: Mapping[str, Any]) -> None:
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"state_dict is a {type(state_dict).__name__}; give name → tensor or array, e.g. model.state_dict()"
+            )
         if not state_dict:
             raise ValueError("the state_dict has no tensors; give name → tensor or array")
         tensors = [_described(name, value) for name, value in state_dict.items()]
