@@ -6,12 +6,17 @@ import logging
 import os
 import secrets
 import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
 
 from preceptor_service.config import ConfigError, is_loopback
 
 logger = logging.getLogger(__name__)
 
 _MIN_RAY = (2, 60)
+_END_TIMEOUT_S = 5.0
 
 
 class RayCluster:
@@ -58,8 +63,29 @@ class RayCluster:
         """Leaves Ray where this object joined it, and ends it where this object started it."""
         import ray
 
-        if self._owns_connection:
-            ray.shutdown()
+        if not self._owns_connection:
+            return
+        started = _processes_of_ray(Path(ray.__file__).parent)
+        ray.shutdown()
+        # Ray's agents notice up to half a minute later that their Ray is gone.
+        _, left = psutil.wait_procs(started, timeout=0)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, stubborn = psutil.wait_procs(left, timeout=_END_TIMEOUT_S)
+        for process in stubborn:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _processes_of_ray(package: Path) -> list[psutil.Process]:
+    """Returns the processes that Ray, installed in `package`, started for this one, with all that they started."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if str(package) in " ".join(child.cmdline()):
+                found += [child, *child.children(recursive=True)]
+    return found
 
 
 def _want_token() -> None:

@@ -58,7 +58,8 @@ def test_make_help_tells_every_target(repository: Path) -> None:
     makefile = (repository / "Makefile").read_text()
     (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
 
-    told = subprocess.run(["make", "--no-print-directory", "help"], cwd=repository, capture_output=True, text=True, check=True, timeout=60)
+    command = ["make", "--no-print-directory", "help"]
+    told = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, timeout=60)
 
     assert {line.split()[0] for line in told.stdout.splitlines()} == set(phony.split())
 

@@ -166,7 +166,7 @@ def test_scoring_alone_fails_at_the_deadline_whatever_the_policy(
 ) -> None:
     run = _slow(client, run_id, on_deadline="uniform")
     gate.close()
-    with pytest.raises(DeadlineExceededError, match="scored within 0.2 s; send them at once, or raise"):
+    with pytest.raises(DeadlineExceededError, match=r"scored within 0\.2 s; send them at once, or raise"):
         run.score(digits.gated_candidates(0))
 
 
