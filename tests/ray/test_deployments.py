@@ -14,7 +14,8 @@ def test_scorers_are_a_fixed_number_with_the_configured_share_of_a_machine() -> 
     deployment = scorer_deployment(settings, num_gpus=0.5)
     assert deployment.num_replicas == 3
     assert deployment.max_ongoing_requests == 7
-    assert deployment.ray_actor_options == {"num_cpus": 2, "num_gpus": 0.5}
+    assert deployment.ray_actor_options is not None
+    assert (deployment.ray_actor_options["num_cpus"], deployment.ray_actor_options["num_gpus"]) == (2, 0.5)
 
 
 def test_scorers_scale_between_the_configured_bounds() -> None:
