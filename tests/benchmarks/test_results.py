@@ -21,7 +21,7 @@ def test_every_benchmark_has_a_result_with_hardware_commit_and_command() -> None
 def test_results_tell_nothing_of_hosts_and_paths() -> None:
     for path in results.RESULTS.glob("*.json"):
         text = path.read_text()
-            assert "/home" not in text
+        assert "/home" not in text
         assert "localhost" not in text
 
 
