@@ -41,7 +41,7 @@ class GatewayConfig(_Section):
     window_bytes: Positive = Field(128 * MIB, description="Unanswered bytes per Select stream.")
     max_super_batch_bytes: Positive = Field(64 * MIB, description="Largest body of one super-batch.")
     max_super_batch_rows: Positive = Field(1_000_000, description="Largest B.")
-    max_chunk_bytes: Positive = Field(4 * MIB, description="Largest piece of a body in one message.")
+    max_chunk_bytes: Positive = Field(1 * MIB, description="Largest piece of a body in one message.")
     in_flight_bytes: Positive = Field(
         64 * MIB, description="Bytes of micro-batches that scorers of one gateway hold at once, over all streams."
     )

@@ -18,6 +18,10 @@ from preceptor_service.scoring.ray_pool import RayPool
 from preceptor_service.weight_store import WeightStore
 
 
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+"""One heap for all threads: with one each, freed pieces of super-batches stay behind in every one of them."""
+
+
 class GatewayReplica:
     """One gateway on one node.
 
@@ -62,7 +66,7 @@ def gateway_deployment(config: ServiceConfig) -> serve.Deployment:
         name="Gateway",
         num_replicas=config.gateway.replicas,
         max_replicas_per_node=1,
-        ray_actor_options={"num_cpus": config.gateway.num_cpus},
+        ray_actor_options={"num_cpus": config.gateway.num_cpus, "runtime_env": {"env_vars": _ENVIRONMENT}},
         graceful_shutdown_timeout_s=config.gateway.drain_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2,
