@@ -12,6 +12,7 @@ from benchmarks.results import Figure
 from benchmarks.rounds import interleaved, median, ratios, rounded, spread
 from preceptor import RunSpec, SelectionClient
 from preceptor_service.models import ArchitectureRegistry
+from preceptor_service.scoring.ray_scorer import ENVIRONMENT
 
 ROWS, SUB_BATCH_SIZE, IN_FLIGHT = 1024, 204, 4
 CORES = 2
@@ -32,8 +33,10 @@ def run() -> tuple[list[Figure], dict[str, Any]]:
             _push(ports["grpc"])
         trainers = [stack.enter_context(child("trainer", str(p["grpc"]), json.dumps(SPEC), "0")) for p in (ray, alone)]
         engine = [str(ray["store"]), "throughput", json.dumps(MODEL_CONFIG)]
-        wide = stack.enter_context(child("engine", *engine, str(CORES), str(MICRO_BATCH_ROWS)))
-        narrow = [stack.enter_context(child("engine", *engine, "1", str(MICRO_BATCH_ROWS))) for _ in range(CORES)]
+        wide, *narrow = (
+            stack.enter_context(child("engine", *engine, threads, str(MICRO_BATCH_ROWS), environment=ENVIRONMENT))
+            for threads in (str(CORES), *["1"] * CORES)
+        )
         candidates: dict[str, Callable[[], float]] = {
             "ray": lambda: _service_rate(trainers[0]),
             "in_process": lambda: _service_rate(trainers[1]),

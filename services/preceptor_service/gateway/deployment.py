@@ -17,7 +17,6 @@ from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.scoring.ray_pool import RayPool
 from preceptor_service.weight_store import WeightStore
 
-
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 """One heap for all threads: with one each, freed pieces of super-batches stay behind in every one of them."""
 
