@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import ObjectLostError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
@@ -21,6 +22,24 @@ _ANSWER_MARGIN_S = 5.0
 _LOST = (RayActorError, WorkerCrashedError, ObjectLostError, RaySystemError, RequestCancelledError)
 
 
+class _Parcel:
+    """A micro-batch on its way: arrives as the micro-batch itself, and is emptied here once it is answered.
+
+    Serve's router keeps requests that it served out of turn until others push them out of its queue, and each would
+    keep the whole body that its columns are views of.
+    """
+
+    def __init__(self, contents: MicroBatch) -> None:
+        self.contents: MicroBatch | None = contents
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[MicroBatch | None]]:
+        return _unpacked, (self.contents,)
+
+
+def _unpacked(contents: MicroBatch | None) -> MicroBatch | None:
+    return contents
+
+
 class RayPool:
     """Implements `ScorerPool`: Serve routes each micro-batch to the least loaded replica."""
 
@@ -30,7 +49,8 @@ class RayPool:
 
     async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
         """Scores one micro-batch on one replica; see `ScorerPool.losses`."""
-        response = self._scorers.losses.remote(models, batch)
+        parcel = _Parcel(batch)
+        response = self._scorers.losses.remote(models, parcel)
         try:
             losses: Losses = await response
         except asyncio.CancelledError:
@@ -44,6 +64,8 @@ class RayPool:
             if isinstance(error.cause, PreceptorError):
                 raise error.cause from None
             raise
+        finally:
+            parcel.contents = None
         return losses
 
     async def load(self, models: ScoringModels) -> LoadReport:
