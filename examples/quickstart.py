@@ -36,7 +36,7 @@ with SelectionClient(target) as client:
     run = client.create_run(RunSpec(run_id, model="small_cnn", model_config=config, score="learnability"))
     run.push_reference(reference.state_dict())  # trained on data worth imitating
     batches = SelectingLoader(super_batches, run, sub_batch_size=64)
-    for _epoch in range(20):
+    for _epoch in range(40):
         run.push_weights(learner.state_dict(), step=batches.step)
         for image, label in batches:  # 64 of every 192, selected while the step before trained
             update(learner, optimiser, image, label)
