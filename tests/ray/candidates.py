@@ -69,7 +69,8 @@ def expected(
 
 def spec(run_id: str, **settings: object) -> RunSpec:
     """A run of the small model."""
-    return RunSpec(**{"run_id": run_id, "model": "small_cnn", "model_config": SETTINGS, "seed": 11, "deadline_s": 100, **settings})  # type: ignore[arg-type]
+    fixed = {"run_id": run_id, "model": "small_cnn", "model_config": SETTINGS, "seed": 11, "deadline_s": 100}
+    return RunSpec(**{**fixed, **settings})  # type: ignore[arg-type]
 
 
 def ready_run(client: SelectionClient, settings: RunSpec) -> Run:
