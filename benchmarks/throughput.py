@@ -16,7 +16,7 @@ from preceptor_service.scoring.ray_scorer import ENVIRONMENT
 
 ROWS, SUB_BATCH_SIZE, IN_FLIGHT = 1024, 204, 4
 CORES = 2
-MICRO_BATCH_ROWS = 256
+MICRO_BATCH_ROWS = 512
 MODEL_CONFIG = {"in_channels": 3, "image_size": 32, "num_classes": 10, "width": 32}
 SPEC: dict[str, Any] = {"run_id": "throughput", "model": "small_cnn", "model_config": MODEL_CONFIG}
 ROUNDS, SECONDS = 5, 4.0

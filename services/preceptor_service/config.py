@@ -79,7 +79,7 @@ class ScorerConfig(_Section):
         None, description="Threads of one forward pass on a CPU; none: num_cpus rounded up, or all cores in process."
     )
     model_bytes: Positive = Field(4096 * MIB, description="Weights that one scorer holds; least recently used out.")
-    micro_batch_rows: Positive = Field(256, description="Rows of one forward pass, fixed per run at its creation.")
+    micro_batch_rows: Positive = Field(512, description="Rows of one forward pass, fixed per run at its creation.")
     micro_batch_timeout_s: PositiveSeconds = Field(
         60.0, description="Longest answer to one micro-batch before it goes to another scorer."
     )
