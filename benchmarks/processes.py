@@ -23,12 +23,12 @@ _STOP_TIMEOUT_S = 60.0
 class Child:
     """A `python -m benchmarks.<module>` that speaks JSON lines: one at start, then one per request."""
 
-    def __init__(self, module: str, *arguments: str, environment: dict[str, str]) -> None:
+    def __init__(self, module: str, *arguments: str) -> None:
         paths = [str(ROOT / "clients" / "python"), str(ROOT / "services"), str(ROOT)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.{module}", *arguments],
             cwd=ROOT,
-            env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -77,9 +77,9 @@ class Child:
 
 
 @contextmanager
-def child(module: str, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Child]:
-    """Runs a `Child` for the length of the block, with `environment` on top of this process's."""
-    running = Child(module, *arguments, environment=environment or {})
+def child(module: str, *arguments: str) -> Iterator[Child]:
+    """Runs a `Child` for the length of the block."""
+    running = Child(module, *arguments)
     try:
         yield running
     finally:

@@ -12,7 +12,6 @@ from benchmarks.results import Figure
 from benchmarks.rounds import interleaved, median, ratios, rounded, spread
 from preceptor import RunSpec, SelectionClient
 from preceptor_service.models import ArchitectureRegistry
-from preceptor_service.scoring.ray_scorer import ENVIRONMENT
 
 ROWS, SUB_BATCH_SIZE, IN_FLIGHT = 1024, 204, 4
 CORES = 2
@@ -34,7 +33,7 @@ def run() -> tuple[list[Figure], dict[str, Any]]:
         trainers = [stack.enter_context(child("trainer", str(p["grpc"]), json.dumps(SPEC), "0")) for p in (ray, alone)]
         engine = [str(ray["store"]), "throughput", json.dumps(MODEL_CONFIG)]
         wide, *narrow = (
-            stack.enter_context(child("engine", *engine, threads, str(MICRO_BATCH_ROWS), environment=ENVIRONMENT))
+            stack.enter_context(child("engine", *engine, threads, str(MICRO_BATCH_ROWS)))
             for threads in (str(CORES), *["1"] * CORES)
         )
         candidates: dict[str, Callable[[], float]] = {

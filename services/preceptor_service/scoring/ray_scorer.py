@@ -16,10 +16,6 @@ from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, Model
 from preceptor_service.scoring.run_models import load_committed
 from preceptor_service.weight_store import WeightStore
 
-ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Huge pages for activations: torch maps them anew for each forward pass, and 4 KiB pages took half of its time on a
-virtual machine. Without effect on other C libraries and where the kernel has none."""
-
 
 class Scorer:
     """One scorer replica. Serve reports it healthy once the committed weights are loaded.
@@ -76,11 +72,7 @@ def scorer_deployment(config: ServiceConfig, num_gpus: float) -> serve.Deploymen
         }
     return serve.deployment(
         name="Scorer",
-        ray_actor_options={
-            "num_cpus": scorer.num_cpus,
-            "num_gpus": num_gpus,
-            "runtime_env": {"env_vars": ENVIRONMENT},
-        },
+        ray_actor_options={"num_cpus": scorer.num_cpus, "num_gpus": num_gpus},
         max_ongoing_requests=scorer.max_ongoing,
         graceful_shutdown_timeout_s=config.gateway.drain_s,
         health_check_period_s=2,
