@@ -35,7 +35,8 @@ class Proxied:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         config = parse_config(settings)
-        pool = RayPool(serve.get_deployment_handle("Scorer", "preceptor"), config.scorer.load_timeout_s)
+        in_flight = ByteBudget(config.gateway.in_flight_bytes)
+        pool = RayPool(serve.get_deployment_handle("Scorer", "preceptor"), in_flight, config.scorer.load_timeout_s)
         store = WeightStore(config.weights.path, config.weights.keep_versions, config.weights.max_bytes)
         architectures = ArchitectureRegistry(config.architectures)
         self._runs = RunRegistry(config, RunStore(config.weights.path), store, architectures, pool)

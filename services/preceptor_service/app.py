@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from typing import Any, Protocol, TypeVar
 
+from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import ConfigError, ServiceConfig
 from preceptor_service.gateway.access import check_access
 from preceptor_service.gateway.gateway import Gateway, Ports
@@ -102,7 +103,8 @@ class EmbeddedService:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         await asyncio.to_thread(load_committed, engine, RunStore(config.weights.path), weight_store, scorer.model_bytes)
-        gateway = Gateway(config, weight_store, architectures, InProcessPool(engine), shares_port=False)
+        in_flight = ByteBudget(config.gateway.in_flight_bytes)
+        gateway = Gateway(config, weight_store, architectures, InProcessPool(engine), in_flight, shares_port=False)
         ports = await gateway.start()
         self._gateway = gateway
         return ports
@@ -127,17 +129,10 @@ class RayService:
         # Only now: Ray reads the settings that RayCluster makes once, when it is imported.
         from ray import serve
 
-        from preceptor_service.gateway.deployment import gateway_deployment
-        from preceptor_service.scoring.ray_scorer import scorer_deployment
+        from preceptor_service.serve_app import build
 
         try:
-            settings = config.model_dump(mode="json")
-            num_gpus = config.scorer.num_gpus
-            if num_gpus is None:
-                num_gpus = 1.0 if self._cluster.has_gpu else 0.0
-            scorers = scorer_deployment(config, num_gpus).bind(settings)
-            app = gateway_deployment(config).bind(settings, scorers)
-            self._gateways = serve.run(app, name=self._name, route_prefix=None)
+            self._gateways = serve.run(build(config.model_dump(mode="json")), name=self._name, route_prefix=None)
             self.ports: Ports = self._gateways.ports.remote().result(timeout_s=_START_TIMEOUT_S)
         except BaseException:
             self.stop()

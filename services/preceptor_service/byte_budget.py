@@ -24,6 +24,16 @@ class ByteBudget:
         """Bytes held now."""
         return self._held
 
+    @property
+    def limit_bytes(self) -> int:
+        """Bytes that may be held."""
+        return self._limit
+
+    @property
+    def waiting(self) -> int:
+        """How many wait to hold some."""
+        return len(self._waiting)
+
     @asynccontextmanager
     async def hold(self, count: int) -> AsyncIterator[None]:
         """Waits until `count` bytes fit, and holds them inside the block."""

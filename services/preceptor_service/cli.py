@@ -28,6 +28,7 @@ from preceptor_service.cli_connection import (
 )
 from preceptor_service.config import ConfigError, ServiceConfig, load_config
 from preceptor_service.config_reference import default_yaml
+from preceptor_service.health_command import health
 from preceptor_service.token_command import token
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ console = Console()
 complaints = Console(stderr=True)
 
 app.command()(token)
+app.command()(health)
 
 
 @app.command()

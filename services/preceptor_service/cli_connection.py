@@ -20,6 +20,10 @@ TlsCertificate = Annotated[
     Path | None, typer.Option(help="PEM file of our certificate, for mTLS.", envvar="PRECEPTOR_TLS_CERTIFICATE")
 ]
 TlsKey = Annotated[Path | None, typer.Option(help="PEM file of its key.", envvar="PRECEPTOR_TLS_KEY")]
+TlsName = Annotated[
+    str | None,
+    typer.Option(help="Name in the gateway's certificate, where the target has another.", envvar="PRECEPTOR_TLS_NAME"),
+]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
@@ -36,7 +40,8 @@ def open_client(
     tls_ca: Path | None,
     tls_certificate: Path | None,
     tls_key: Path | None,
-    token_file: Path | None,
+    token_file: Path | None = None,
+    tls_name: str | None = None,
 ) -> SelectionClient:
     """Returns a client of the gateway at `target`.
 
@@ -45,9 +50,12 @@ def open_client(
     """
     tls = None
     try:
-        if uses_tls or tls_ca or tls_certificate or tls_key:
+        if uses_tls or tls_ca or tls_certificate or tls_key or tls_name:
             tls = Tls(
-                root_certificates=_read(tls_ca), private_key=_read(tls_key), certificate_chain=_read(tls_certificate)
+                root_certificates=_read(tls_ca),
+                private_key=_read(tls_key),
+                certificate_chain=_read(tls_certificate),
+                server_name=tls_name,
             )
         if token_file is not None:
             token = token_file.read_text().strip()

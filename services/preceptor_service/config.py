@@ -19,6 +19,7 @@ MIB = 1024 * 1024
 Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+Resources = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 
 
 class ConfigError(ValueError):
@@ -36,6 +37,10 @@ class GatewayConfig(_Section):
     port: Port = Field(7600, description="Port to listen on; 0 takes a free one.")
     replicas: Positive = Field(1, description="Gateways, at most one per node.")
     num_cpus: float = Field(0.0, ge=0, description="CPUs that Ray reserves for each gateway.")
+    resources: Resources = Field(
+        default_factory=dict,
+        description="Custom Ray resources for each gateway, to place it on nodes that have them.",
+    )
     max_streams: Positive = Field(256, description="Open Select streams per gateway.")
     max_streams_per_run: Positive = Field(64, description="Open Select streams of one run per gateway.")
     window_bytes: Positive = Field(128 * MIB, description="Unanswered bytes per Select stream.")
@@ -74,6 +79,19 @@ class ScorerConfig(_Section):
     max_replicas: Positive | None = Field(None, description="Upper bound of autoscaling; none: a fixed number.")
     num_cpus: float = Field(1.0, ge=0, description="CPUs that Ray reserves for each scorer.")
     num_gpus: float | None = Field(None, ge=0, description="GPUs for each; none: 1 where the cluster has one, else 0.")
+    resources: Resources = Field(
+        default_factory=dict,
+        description="Custom Ray resources for each scorer, to place it on nodes that have them.",
+    )
+    target_load: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        4.0, description="Micro-batches per scorer, under way and waiting at gateways, that autoscaling aims at."
+    )
+    upscale_delay_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        30.0, description="How long the load must be above the target before scorers are added."
+    )
+    downscale_delay_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        600.0, description="How long the load must be below the target before scorers are removed."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run.")
     threads: Positive | None = Field(
         None, description="Threads of one forward pass on a CPU; none: num_cpus rounded up, or all cores in process."
@@ -85,6 +103,14 @@ class ScorerConfig(_Section):
     )
     load_timeout_s: PositiveSeconds = Field(10.0, description="Longest wait of a push for scorers to load it.")
     max_ongoing: Positive = Field(4, description="Micro-batches that one scorer queues before others are tried.")
+
+    @model_validator(mode="after")
+    def _autoscaling_has_room(self) -> ScorerConfig:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is below replicas {self.replicas}, its lower bound; raise it"
+            )
+        return self
 
     @property
     def threads_or_default(self) -> int:

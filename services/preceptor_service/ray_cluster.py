@@ -51,14 +51,6 @@ class RayCluster:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
 
-    @property
-    def has_gpu(self) -> bool:
-        """Whether any node has a GPU."""
-        import ray
-
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return resources.get("GPU", 0) >= 1
-
     def stop(self) -> None:
         """Leaves Ray where this object joined it, and ends it where this object started it."""
         import ray

@@ -6,6 +6,7 @@ import pytest
 
 from preceptor_service.config import parse_config
 from preceptor_service.gateway.deployment import gateway_deployment
+from preceptor_service.scoring.ray_autoscaling import scorers_for_load
 from preceptor_service.scoring.ray_scorer import scorer_deployment
 
 
@@ -19,10 +20,23 @@ def test_scorers_are_a_fixed_number_with_the_configured_share_of_a_machine() -> 
 
 
 def test_scorers_scale_between_the_configured_bounds() -> None:
-    deployment = scorer_deployment(parse_config({"scorer": {"replicas": 2, "max_replicas": 6, "max_ongoing": 8}}), 0)
+    settings = {"replicas": 2, "max_replicas": 6, "target_load": 5, "upscale_delay_s": 1, "downscale_delay_s": 9}
+    deployment = scorer_deployment(parse_config({"scorer": settings}), 0)
     scaling = deployment._deployment_config.autoscaling_config
     assert scaling is not None
-    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 6, 4)
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 6, 5)
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (1, 9)
+    assert scaling.policy.get_policy() is scorers_for_load
+
+
+def test_both_take_the_custom_resources_that_place_them() -> None:
+    config = parse_config({"gateway": {"resources": {"front": 1}}, "scorer": {"resources": {"back": 0.5}}})
+    for deployment, expected in (
+        (gateway_deployment(config), {"front": 1}),
+        (scorer_deployment(config, 0), {"back": 0.5}),
+    ):
+        assert deployment.ray_actor_options is not None
+        assert deployment.ray_actor_options["resources"] == expected
 
 
 @pytest.mark.parametrize(("num_cpus", "threads", "expected"), [(1, None, 1), (2.5, None, 3), (0.1, None, 1), (4, 2, 2)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.scoring.pool import Losses, MicroBatch, ScoringModels
 from preceptor_service.scoring.ray_pool import RayPool
 
@@ -23,7 +24,7 @@ class HoardingHandle:
         self.delivered: list[Any] = []
         self.losses = self
 
-    def remote(self, models: ScoringModels, batch: Any) -> asyncio.Future[Losses]:
+    def remote(self, models: ScoringModels, batch: Any, waiting: tuple[str, int]) -> asyncio.Future[Losses]:
         self.kept.append(batch)
         self.delivered.append(pickle.loads(pickle.dumps(batch)))
         answer: asyncio.Future[Losses] = asyncio.get_running_loop().create_future()
@@ -32,7 +33,7 @@ class HoardingHandle:
 
 
 async def ask(handle: HoardingHandle, column: np.ndarray) -> Losses:
-    pool = RayPool(handle, load_timeout_s=1.0)  # type: ignore[arg-type]
+    pool = RayPool(handle, ByteBudget(1), load_timeout_s=1.0)  # type: ignore[arg-type]
     return await pool.losses(MODELS, MicroBatch({"x": column}, 2))
 
 

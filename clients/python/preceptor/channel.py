@@ -39,6 +39,10 @@ _OPTIONS: list[tuple[str, int]] = [
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_LAST_S = 2.0
 
+_HEALTH_PATH = "/grpc.health.v1.Health/Check"
+_SERVING = b"\x08\x01"
+"""A `HealthCheckResponse` whose status is SERVING."""
+
 _METHODS: dict[str, Method] = {method.name: method for method in methods()}
 _TARGET = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 # A transport that breaks speaks these codes and, unlike a gateway, adds no reason.
@@ -55,11 +59,14 @@ class Tls:
         root_certificates: authorities to trust; None: gRPC's default roots.
         private_key: the trainer's key, for mutual TLS; together with `certificate_chain`.
         certificate_chain: the trainer's certificate, for mutual TLS.
+        server_name: name that the gateway's certificate bears, where it is not that of the target: behind a port
+            forward, or for a probe beside the gateway.
     """
 
     root_certificates: bytes | None = None
     private_key: bytes | None = field(default=None, repr=False)
     certificate_chain: bytes | None = None
+    server_name: str | None = None
 
     def __post_init__(self) -> None:
         if (self.private_key is None) != (self.certificate_chain is None):
@@ -138,8 +145,11 @@ class Connection:
             self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         else:
             credentials = grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate_chain)
-            self._channel = grpc.secure_channel(target, credentials, options=_OPTIONS)
+            named = [] if tls.server_name is None else [("grpc.ssl_target_name_override", tls.server_name)]
+            self._channel = grpc.secure_channel(target, credentials, options=[*_OPTIONS, *named])
         self._calls = {name: self._callable(method) for name, method in _METHODS.items()}
+        # By hand, since a trainer's installation has no stubs of grpc.health.v1: the request for all services is empty.
+        self._health = self._channel.unary_unary(_HEALTH_PATH, lambda _: b"", lambda answer: answer == _SERVING)
 
     def check_usable(self) -> None:
         """Raises `RuntimeError` in a process other than the opener's, and `ClosedError` after `close`."""
@@ -187,6 +197,21 @@ class Connection:
         if not isinstance(answer, response):
             raise TypeError(f"{name} answers {type(answer).__name__}, not {response.__name__}")
         return answer, None
+
+    def is_serving(self, timeout_s: float) -> bool:
+        """Asks the gateway for its health; blocks at most `timeout_s`.
+
+        Raises:
+            PreceptorError: it did not answer.
+        """
+        self.check_usable()
+        try:
+            serves: bool = self._health(None, timeout=timeout_s)
+        except grpc.RpcError as raised:
+            raise rpc_failure(raised, f"Health to {self.target}").error from None
+        except ValueError as raised:
+            raise self._closed_meanwhile(raised) from None
+        return serves
 
     def stream(self, name: str, requests: Iterator[Message]) -> Any:
         """Starts a bidi stream and returns gRPC's call: iterate for responses, `cancel()` to end it. Does not block.

@@ -50,6 +50,14 @@ class SelectionClient:
         # By run id and the time of its creation: a deleted run's name may come to life again, as another run.
         self._streams: dict[str, tuple[tuple[int, int], SelectStream]] = {}
 
+    def is_serving(self, timeout_s: float | None = None) -> bool:
+        """Tells whether the gateway takes work; False while it drains. Needs no token.
+
+        Raises:
+            UnavailableError: nobody answers at the target.
+        """
+        return self._connection.is_serving(self._timeout_s if timeout_s is None else _checked_timeout(timeout_s))
+
     def create_run(self, spec: RunSpec) -> Run:
         """Creates a run and returns its handle; the same spec again gives the existing run.
 

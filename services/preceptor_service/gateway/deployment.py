@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import ServiceConfig, parse_config
 from preceptor_service.gateway.gateway import Gateway, Ports
 from preceptor_service.models import ArchitectureRegistry
@@ -33,13 +34,15 @@ class GatewayReplica:
 
     async def __init__(self, settings: dict[str, Any], scorers: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
         config = parse_config(settings)
+        in_flight = ByteBudget(config.gateway.in_flight_bytes)
         gateway = Gateway(
             config,
             WeightStore(
                 config.weights.path, config.weights.keep_versions, config.weights.max_bytes, config.weights.grace_s
             ),
             ArchitectureRegistry(config.architectures),
-            RayPool(scorers, config.scorer.load_timeout_s),
+            RayPool(scorers, in_flight, config.scorer.load_timeout_s),
+            in_flight,
             shares_port=True,
         )
         self._ports = await gateway.start()
@@ -65,7 +68,11 @@ def gateway_deployment(config: ServiceConfig) -> serve.Deployment:
         name="Gateway",
         num_replicas=config.gateway.replicas,
         max_replicas_per_node=1,
-        ray_actor_options={"num_cpus": config.gateway.num_cpus, "runtime_env": {"env_vars": _ENVIRONMENT}},
+        ray_actor_options={
+            "num_cpus": config.gateway.num_cpus,
+            "resources": config.gateway.resources,
+            "runtime_env": {"env_vars": _ENVIRONMENT},
+        },
         graceful_shutdown_timeout_s=config.gateway.drain_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2,

@@ -39,6 +39,7 @@ class Gateway:
         weight_store: WeightStore,
         architectures: ArchitectureRegistry,
         pool: ScorerPool,
+        in_flight: ByteBudget,
         shares_port: bool,
     ) -> None:
         self._config = config
@@ -46,7 +47,6 @@ class Gateway:
         metrics = GatewayMetrics()
         run_store = RunStore(config.weights.path)
         runs = RunRegistry(config, run_store, weight_store, architectures, pool, forgotten=metrics.forget_run)
-        in_flight = ByteBudget(config.gateway.in_flight_bytes)
         pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
         self._metrics = metrics
         self._metrics_server: WSGIServer | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, 
 from ray.serve.handle import DeploymentHandle
 
 from preceptor.errors import PreceptorError, ScorersUnavailableError
+from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ScorerLostError, ScoringModels
 
 logger = logging.getLogger(__name__)
@@ -41,16 +43,24 @@ def _unpacked(contents: MicroBatch | None) -> MicroBatch | None:
 
 
 class RayPool:
-    """Implements `ScorerPool`: Serve routes each micro-batch to the least loaded replica."""
+    """Implements `ScorerPool`: Serve routes each micro-batch to the least loaded replica.
 
-    def __init__(self, scorers: DeploymentHandle[Any], load_timeout_s: float) -> None:
+    Args:
+        scorers: handle of the `Scorer` deployment.
+        in_flight: what this gateway's micro-batches wait for; how many do is told to the scorers, for autoscaling.
+        load_timeout_s: longest load of weights by one scorer.
+    """
+
+    def __init__(self, scorers: DeploymentHandle[Any], in_flight: ByteBudget, load_timeout_s: float) -> None:
         self._scorers = scorers
+        self._in_flight = in_flight
+        self._name = uuid.uuid4().hex
         self._load_timeout_s = load_timeout_s
 
     async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
         """Scores one micro-batch on one replica; see `ScorerPool.losses`."""
         parcel = _Parcel(batch)
-        response = self._scorers.losses.remote(models, parcel)
+        response = self._scorers.losses.remote(models, parcel, (self._name, self._in_flight.waiting))
         try:
             losses: Losses = await response
         except asyncio.CancelledError:

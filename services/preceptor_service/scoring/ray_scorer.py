@@ -13,6 +13,7 @@ from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.in_process import InProcessPool
 from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ModelRef, ScoringModels
+from preceptor_service.scoring.ray_autoscaling import POLICY, GatewayLoad
 from preceptor_service.scoring.run_models import load_committed
 from preceptor_service.weight_store import WeightStore
 
@@ -39,11 +40,20 @@ class Scorer:
         self._engine = engine
         self._pool = InProcessPool(engine)
         self._load_timeout_s = config.scorer.load_timeout_s
+        self._gateway_load = GatewayLoad()
         load_committed(engine, RunStore(config.weights.path), weight_store, config.scorer.model_bytes)
 
-    async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
-        """Returns the losses of one micro-batch; see `ScorerPool.losses`."""
+    async def losses(self, models: ScoringModels, batch: MicroBatch, waiting: tuple[str, int]) -> Losses:
+        """Returns the losses of one micro-batch; see `ScorerPool.losses`.
+
+        `waiting` names the gateway, and how many more micro-batches wait there.
+        """
+        self._gateway_load.note(*waiting)
         return await self._pool.losses(models, batch)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tells Serve's controller, which asks now and then, what `scorers_for_load` needs."""
+        return {"waiting": self._gateway_load.waiting()}
 
     async def load(self, models: ScoringModels) -> LoadReport:
         """Loads `models` beside what is held; scoring goes on. Reports for this replica alone, in time."""
@@ -67,12 +77,15 @@ def scorer_deployment(config: ServiceConfig, num_gpus: float) -> serve.Deploymen
             "autoscaling_config": {
                 "min_replicas": scorer.replicas,
                 "max_replicas": scorer.max_replicas,
-                "target_ongoing_requests": max(1, scorer.max_ongoing // 2),
+                "target_ongoing_requests": scorer.target_load,
+                "upscale_delay_s": scorer.upscale_delay_s,
+                "downscale_delay_s": scorer.downscale_delay_s,
+                "policy": {"policy_function": POLICY},
             }
         }
     return serve.deployment(
         name="Scorer",
-        ray_actor_options={"num_cpus": scorer.num_cpus, "num_gpus": num_gpus},
+        ray_actor_options={"num_cpus": scorer.num_cpus, "num_gpus": num_gpus, "resources": scorer.resources},
         max_ongoing_requests=scorer.max_ongoing,
         graceful_shutdown_timeout_s=config.gateway.drain_s,
         health_check_period_s=2,
