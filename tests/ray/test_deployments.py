@@ -6,7 +6,6 @@ import pytest
 
 from preceptor_service.config import parse_config
 from preceptor_service.gateway.deployment import gateway_deployment
-from preceptor_service.scoring.ray_autoscaling import scorers_for_load
 from preceptor_service.scoring.ray_scorer import scorer_deployment
 
 
@@ -26,7 +25,7 @@ def test_scorers_scale_between_the_configured_bounds() -> None:
     assert scaling is not None
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 6, 5)
     assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (1, 9)
-    assert scaling.policy.get_policy() is scorers_for_load
+    assert scaling.policy.get_policy().__name__ == "scorers_for_load"
 
 
 def test_both_take_the_custom_resources_that_place_them() -> None:
