@@ -44,4 +44,5 @@ def scorers_for_load(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     """
     heard = (context.aggregated_metrics or {}).get("waiting", {})
     load = context.total_num_requests + max(heard.values(), default=0.0)
-    return max(1, math.ceil(load / context.config.target_ongoing_requests)), {}
+    target: float = context.config.target_ongoing_requests  # type: ignore[union-attr]  # what scales has a config
+    return max(1, math.ceil(load / target)), {}
