@@ -19,6 +19,7 @@ from preceptor_service import selectors
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.randomness import uniforms
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
+from preceptor_service.schedule import count_by_score
 from preceptor_service.scoring.pool import Losses, MicroBatch, ScorerLostError, ScorerPool, ScoringModels
 from preceptor_service.super_batch import Body, SuperBatch, decode
 
@@ -70,7 +71,7 @@ class Scored:
 class Selected:
     """The sub-batch: int64 `[b]` positions in the order drawn, and the float32 `[B]` scores behind it.
 
-    `scores` is empty where `is_fallback`: then nothing was scored and the draw was uniform.
+    `scores` is empty where nothing was scored, and the draw was uniform: as a fallback, or by the run's schedule.
     """
 
     indices: NDArray[np.int64]
@@ -120,15 +121,18 @@ class Pipeline:
         stages = Stages()
         super_batch = await self._decoded(run, arrived, stages)
         _check_size(draw, super_batch)
-        if pinned.is_too_stale and run.spec.on_stale == "uniform":
+        by_score = count_by_score(run.spec, draw.step, draw.sub_batch_size)
+        if by_score == 0:
             return _drawn_uniformly(run, pinned, super_batch, draw, stages)
+        if pinned.is_too_stale and run.spec.on_stale == "uniform":
+            return _drawn_uniformly(run, pinned, super_batch, draw, stages, is_fallback=True)
         try:
             scored = await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages)
         except (DeadlineExceededError, ScorersUnavailableError):
             if run.spec.on_deadline == "raise":
                 raise
-            return _drawn_uniformly(run, pinned, super_batch, draw, stages)
-        return await _drawn(run, pinned, scored, draw, stages)
+            return _drawn_uniformly(run, pinned, super_batch, draw, stages, is_fallback=True)
+        return await _drawn(run, pinned, scored, draw, by_score, stages)
 
     async def score(self, run: ActiveRun, pinned: Pinned, arrived: Arrived) -> tuple[Scored, Stages]:
         """Scores one super-batch and draws nothing.
@@ -210,26 +214,32 @@ def _check_size(draw: Draw, super_batch: SuperBatch) -> None:
         )
 
 
-async def _drawn(run: ActiveRun, pinned: Pinned, scored: Scored, draw: Draw, stages: Stages) -> Selected:
+async def _drawn(run: ActiveRun, pinned: Pinned, scored: Scored, draw: Draw, by_score: int, stages: Stages) -> Selected:
     started = time.perf_counter()
     scores = scored.scores
     here = len(scores) <= _ROWS_DRAWN_HERE
-    indices = _indices(run, scores, draw) if here else await asyncio.to_thread(_indices, run, scores, draw)
+    drawing = (run, scores, draw, by_score)
+    indices = _indices(*drawing) if here else await asyncio.to_thread(_indices, *drawing)
     non_finite = len(scores) - int(np.count_nonzero(np.isfinite(scores)))
     stages.select_s = time.perf_counter() - started
     return Selected(indices, scores, pinned, False, non_finite, stages)
 
 
-def _indices(run: ActiveRun, scores: NDArray[np.float32], draw: Draw) -> NDArray[np.int64]:
-    noise = uniforms(run.spec.seed, run.run_id, draw.step, draw.rank, len(scores))
-    return run.selector(scores, draw.sub_batch_size, noise, run.spec.temperature)
+def _indices(run: ActiveRun, scores: NDArray[np.float32], draw: Draw, by_score: int) -> NDArray[np.int64]:
+    """Returns `by_score` candidates that the selector draws, then uniform draws from the rest."""
+    rows, is_mixed = len(scores), by_score < draw.sub_batch_size
+    noise = uniforms(run.spec.seed, run.run_id, draw.step, draw.rank, rows * (2 if is_mixed else 1))
+    chosen = run.selector(scores, by_score, noise[:rows], run.spec.temperature)
+    return selectors.topped_up(chosen, scores, draw.sub_batch_size, noise[rows:]) if is_mixed else chosen
 
 
-def _drawn_uniformly(run: ActiveRun, pinned: Pinned, super_batch: SuperBatch, draw: Draw, stages: Stages) -> Selected:
-    """The fallback: unscored, and marked."""
+def _drawn_uniformly(
+    run: ActiveRun, pinned: Pinned, super_batch: SuperBatch, draw: Draw, stages: Stages, is_fallback: bool = False
+) -> Selected:
+    """Unscored: as a fallback, which is marked, or because the run's schedule says so."""
     noise = uniforms(run.spec.seed, run.run_id, draw.step, draw.rank, super_batch.rows)
     indices = selectors.uniform(np.zeros(super_batch.rows, np.float32), draw.sub_batch_size, noise, 1.0)
-    return Selected(indices, np.empty(0, np.float32), pinned, True, 0, stages)
+    return Selected(indices, np.empty(0, np.float32), pinned, is_fallback, 0, stages)
 
 
 def _joined(parts: list[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:

@@ -23,6 +23,7 @@ from preceptor_service.config import ServiceConfig
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
 from preceptor_service.run_store import RunRecord, RunStore
+from preceptor_service.schedule import share_by_score
 from preceptor_service.scores import SCORE_RULES, ScoreRule
 from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels
 from preceptor_service.scoring.run_models import architecture_of, scoring_models
@@ -217,6 +218,9 @@ class RunRegistry:
             UnavailableError: `observed_version` has not reached this gateway.
             RunNotFoundError: the run was deleted.
         """
+        if step is not None and not share_by_score(run.spec, step):
+            await self._refresh(run)
+            return Pinned(run.models(None), None, None, False)
         await self._refresh(run, at_once=observed_version > _version(run.learner) or self._lacks_weights(run))
         if run.rule.needs_learner and run.learner is None:
             raise WeightsMissingError(

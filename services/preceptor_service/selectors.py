@@ -81,6 +81,27 @@ def uniform(scores: Scores, count: int, uniforms: Uniforms, temperature: float) 
     return _largest(np.where(np.isfinite(scores), uniforms, -np.inf), count)
 
 
+def topped_up(chosen: Indices, scores: Scores, count: int, uniforms: Uniforms) -> Indices:
+    """Returns `chosen`, then candidates drawn uniformly from the others, `count` together.
+
+    Args:
+        chosen: int64 `[k]`, all different.
+        scores: float32 `[B]`, only to leave out those that are not finite.
+        count: b, more than k.
+        uniforms: float64 `[B]`, one per candidate, independent of those that `chosen` was drawn with.
+
+    Returns:
+        int64 `[b]`, all different.
+
+    Raises:
+        NonFiniteScoresError: fewer than `count` scores are finite.
+    """
+    keys = np.where(np.isfinite(scores), uniforms, -np.inf)
+    _check_count(keys, count)
+    keys[chosen] = -np.inf
+    return np.concatenate([chosen, _largest(keys, count - len(chosen))])
+
+
 SELECTORS: dict[str, Selector] = {"softmax": softmax, "top_k": top_k, "uniform": uniform}
 """Every selector by the name that a run gives it."""
 
@@ -94,14 +115,18 @@ def _largest(keys: NDArray[np.float64], count: int) -> Indices:
 
     Keys of minus infinity are never returned.
     """
+    _check_count(keys, count)
+    threshold = np.partition(keys, len(keys) - count)[len(keys) - count]
+    above = np.flatnonzero(keys > threshold)
+    tied = np.flatnonzero(keys == threshold)[: count - len(above)]
+    chosen = np.concatenate([above, tied])
+    return chosen[np.argsort(-keys[chosen], kind="stable")].astype(np.int64)
+
+
+def _check_count(keys: NDArray[np.float64], count: int) -> None:
     eligible = int(np.count_nonzero(keys > -np.inf))
     if eligible < count:
         raise NonFiniteScoresError(
             f"{eligible} of {len(keys)} candidates have a finite score, {count} were to be selected; "
             "look for overflow in the learner copy or the reference, or lower sub_batch_size"
         )
-    threshold = np.partition(keys, len(keys) - count)[len(keys) - count]
-    above = np.flatnonzero(keys > threshold)
-    tied = np.flatnonzero(keys == threshold)[: count - len(above)]
-    chosen = np.concatenate([above, tied])
-    return chosen[np.argsort(-keys[chosen], kind="stable")].astype(np.int64)

@@ -43,6 +43,19 @@ def check_spec(spec: RunSpec) -> None:
         _check_range("max_staleness_steps", spec.max_staleness_steps, 0, _INT64_MAX)
     if spec.deadline_s is not None:
         _check_range("deadline_s", spec.deadline_s, *_DEADLINE_S)
+    _check_schedule(spec)
+
+
+def _check_schedule(spec: RunSpec) -> None:
+    _check_range("select_from_step", spec.select_from_step, 0, _INT64_MAX)
+    _check_range("warm_up_steps", spec.warm_up_steps, 0, _INT64_MAX)
+    _check_range("uniform_share", spec.uniform_share, 0, 1)
+    until = spec.select_until_step
+    if until is not None and until <= spec.select_from_step:
+        raise InvalidRunError(
+            f"select_until_step is {until} and select_from_step {spec.select_from_step}: selection would end before it "
+            "starts; choose a later end, or score 'uniform' for a run that never selects"
+        )
 
 
 def _check_model_config(config: Mapping[str, ConfigValue]) -> None:

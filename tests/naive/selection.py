@@ -1,39 +1,63 @@
-"""Scores, noise and draws with Python numbers and loops."""
+"""Scores, noise, schedule and draws with Python numbers and loops."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
+from preceptor import RunSpec
+
 
 def select(
+    run: RunSpec,
     *,
-    score: str,
-    selector: str,
     learner_losses: Sequence[float],
     reference_losses: Sequence[float],
     count: int,
-    temperature: float,
-    key: tuple[int, str, int, int],
+    step: int,
+    rank: int = 0,
 ) -> list[int]:
-    """Draws one candidate after the other; `key` is (seed, run id, step, rank)."""
+    """Draws one candidate after the other: first those by score, then uniformly from what is left."""
+    rows = len(learner_losses)
+    noise = _uniforms((run.seed, run.run_id, step, rank), 2 * rows)
+    by_score = scheduled(run, step, count)
+    if not by_score:
+        return _drawn(list(noise[:rows]), count, [])
     scores = [
-        _score(score, learner, reference) for learner, reference in zip(learner_losses, reference_losses, strict=True)
+        _score(run.score, learner, reference)
+        for learner, reference in zip(learner_losses, reference_losses, strict=True)
     ]
-    noise = _uniforms(key, len(scores))
-    left = {position: value for position, value in enumerate(scores) if math.isfinite(value)}
-    drawn: list[int] = []
+    keys = [_key(run, value, uniform) for value, uniform in zip(scores, noise[:rows], strict=True)]
+    drawn = _drawn(keys, by_score, [])
+    spare = [
+        uniform if math.isfinite(value) else -math.inf for value, uniform in zip(scores, noise[rows:], strict=True)
+    ]
+    return _drawn(spare, count - by_score, drawn)
+
+
+def scheduled(run: RunSpec, step: int, count: int) -> int:
+    """How many of `count` are drawn by score, worked out in fractions."""
+    end = math.inf if run.select_until_step is None else run.select_until_step
+    if not run.select_from_step <= step < end:
+        return 0
+    share = 1 - Fraction(run.uniform_share)
+    if run.warm_up_steps:
+        share *= min(Fraction(step - run.select_from_step, run.warm_up_steps), Fraction(1))
+    return int(share * count + Fraction(1, 2))
+
+
+def _drawn(keys: list[float], count: int, before: list[int]) -> list[int]:
+    drawn = list(before)
     for _ in range(count):
-        best, best_value = -1, -math.inf
-        for position, value in left.items():
-            ranked = _ranked(selector, value, noise[position], temperature)
-            if ranked > best_value:
-                best, best_value = position, ranked
+        best, best_key = -1, -math.inf
+        for position, key in enumerate(keys):
+            if position not in drawn and key > best_key:
+                best, best_key = position, key
         drawn.append(best)
-        del left[best]
     return drawn
 
 
@@ -43,10 +67,12 @@ def _score(rule: str, learner: float, reference: float) -> float:
     return {"uniform": 0.0, "hard_learner": learner, "easy_reference": -reference}[rule]
 
 
-def _ranked(selector: str, score: float, uniform: float, temperature: float) -> float:
-    if selector == "softmax":
-        return score / temperature - math.log(-math.log(uniform))
-    return {"top_k": score, "uniform": uniform}[selector]
+def _key(run: RunSpec, score: float, uniform: float) -> float:
+    if not math.isfinite(score):
+        return -math.inf
+    if run.selector == "softmax":
+        return score / run.temperature - math.log(-math.log(uniform))
+    return {"top_k": score, "uniform": uniform}[run.selector]
 
 
 def _uniforms(key: tuple[int, str, int, int], count: int) -> list[float]:

@@ -57,13 +57,12 @@ def expected(
     """The naive answer to `super_batch(step)`, or to that of `super_batch_of`."""
     number = (step if super_batch_of is None else super_batch_of) % DISTINCT
     return select(
-        score=spec.score,
-        selector=spec.selector,
+        spec,
         learner_losses=_losses(learner, number),
         reference_losses=_losses("reference", number),
         count=COUNT,
-        temperature=spec.temperature,
-        key=(spec.seed, spec.run_id, step, rank),
+        step=step,
+        rank=rank,
     )
 
 

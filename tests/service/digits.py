@@ -72,25 +72,17 @@ def expected(
 ) -> list[int]:
     """Indices by the naive loop."""
     return naive_select(
-        score=run.score,
-        selector=run.selector,
+        run,
         learner_losses=losses(learner, batch),
         reference_losses=losses(reference, batch),
         count=count,
-        temperature=run.temperature,
-        key=(run.seed, run.run_id, step, rank),
+        step=step,
+        rank=rank,
     )
 
 
 def as_uniform(run: RunSpec, rows: int, count: int, step: int) -> list[int]:
     """Indices that the uniform selector draws, by the naive loop."""
     nothing = [0.0] * rows
-    return naive_select(
-        score="uniform",
-        selector="uniform",
-        learner_losses=nothing,
-        reference_losses=nothing,
-        count=count,
-        temperature=1.0,
-        key=(run.seed, run.run_id, step, 0),
-    )
+    uniform = RunSpec(run.run_id, model=run.model, seed=run.seed, score="uniform", selector="uniform")
+    return naive_select(uniform, learner_losses=nothing, reference_losses=nothing, count=count, step=step)

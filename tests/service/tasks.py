@@ -82,13 +82,11 @@ class TextTask:
     ) -> list[int]:
         """Indices by the naive loop."""
         return select(
-            score=run.score,
-            selector=run.selector,
+            run,
             learner_losses=self.losses(learner, batch),
             reference_losses=self.losses(reference, batch),
             count=count,
-            temperature=run.temperature,
-            key=(run.seed, run.run_id, step, 0),
+            step=step,
         )
 
 

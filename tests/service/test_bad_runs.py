@@ -57,6 +57,16 @@ _INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "no time": ({"deadline_s": 0.0}, "deadline_s is 0.0; choose from 0.001 to 3600"),
     "negative time": ({"deadline_s": -5.0}, "deadline_s is -5.0; choose from"),
     "too much time": ({"deadline_s": 1e6}, "deadline_s is 1000000.0; choose from"),
+    "a negative start": ({"select_from_step": -1}, "select_from_step is -1; choose from 0"),
+    "an end before the start": (
+        {"select_from_step": 100, "select_until_step": 99},
+        "select_until_step is 99 and select_from_step 100: selection would end before it starts; choose a later end",
+    ),
+    "an end at the start": ({"select_until_step": 0}, "select_until_step is 0 and select_from_step 0"),
+    "a negative warm-up": ({"warm_up_steps": -1}, "warm_up_steps is -1; choose from 0"),
+    "a negative uniform share": ({"uniform_share": -0.1}, "uniform_share is -0.1; choose from 0 to 1"),
+    "more than everything uniform": ({"uniform_share": 1.1}, "uniform_share is 1.1; choose from 0 to 1"),
+    "NaN as uniform share": ({"uniform_share": float("nan")}, "uniform_share is nan; choose from 0 to 1"),
     "models of other inputs": (
         {"reference_model": "small_cnn", "reference_model_config": {**digits.MODEL, "image_size": 16}},
         "model and reference_model read different super-batches",
@@ -81,7 +91,15 @@ def test_settings_out_of_range_are_refused(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": 1e-6}, {"temperature": 1e6}, {"seed": 2**63 - 1}, {"deadline_s": 0.001}, {"deadline_s": 3600.0}],
+    [
+        {"temperature": 1e-6},
+        {"temperature": 1e6},
+        {"seed": 2**63 - 1},
+        {"deadline_s": 0.001},
+        {"deadline_s": 3600.0},
+        {"select_from_step": 2**63 - 2, "select_until_step": 2**63 - 1, "warm_up_steps": 2**63 - 1},
+        {"uniform_share": 1.0},
+    ],
     ids=str,
 )
 def test_settings_at_their_bounds_are_taken_and_kept(

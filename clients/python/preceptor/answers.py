@@ -42,12 +42,12 @@ class Selection:
         step: as asked.
         rank: as asked.
         indices: int64 `[b]`, positions in the super-batch, in the order drawn, all different.
-        scores: float32 `[B]`, the score of every candidate, NaN where a loss was not finite; empty
-            where `is_fallback`.
+        scores: float32 `[B]`, the score of every candidate, NaN where a loss was not finite; empty where nothing was
+            scored: where `is_fallback`, and where the run's schedule draws the whole sub-batch uniformly.
         learner_version: the one version behind every score; None where none was used.
         learner_step: the step at which that version was pushed.
         staleness_steps: `step - learner_step`.
-        is_fallback: drawn uniformly because of the deadline or staleness policy of the run.
+        is_fallback: drawn uniformly because of the deadline or staleness policy of the run, not of its schedule.
         non_finite_count: candidates left out because their score was not finite.
         timings: where the time went.
     """

@@ -53,6 +53,11 @@ class RunSpec:
         deadline_s: seconds from the last byte of a super-batch to its answer; None: the service's
             configured limit.
         on_deadline: at the deadline `"raise"` `DeadlineExceededError` or select `"uniform"`ly.
+        select_from_step: steps before it are drawn uniformly and not scored; 0 or above.
+        select_until_step: steps from it on are drawn uniformly and not scored; above `select_from_step`; None: no end.
+        warm_up_steps: steps over which the share of the sub-batch that is drawn by score grows from 0, at
+            `select_from_step`, to its full size, linearly.
+        uniform_share: of every sub-batch, drawn uniformly from what the selector left; from 0 to 1.
 
     Source: Evans et al., arXiv 2312.05328, Algorithm 1. The temperature is ours; 1 is the paper's.
     """
@@ -72,6 +77,10 @@ class RunSpec:
     on_stale: StalePolicy = "uniform"
     deadline_s: float | None = None
     on_deadline: DeadlinePolicy = "raise"
+    select_from_step: int = 0
+    select_until_step: int | None = None
+    warm_up_steps: int = 0
+    uniform_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.reference_model is None and self.reference_model_config:
@@ -100,6 +109,10 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
         max_staleness_steps=spec.max_staleness_steps,
         on_stale=_STALE_POLICIES[spec.on_stale],
         on_deadline=_DEADLINE_POLICIES[spec.on_deadline],
+        select_from_step=spec.select_from_step,
+        select_until_step=spec.select_until_step,
+        warm_up_steps=spec.warm_up_steps,
+        uniform_share=spec.uniform_share,
     )
     if spec.reference_model is not None:
         message.reference_model.CopyFrom(_model_to_proto(spec.reference_model, spec.reference_model_config))
@@ -131,6 +144,10 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         on_stale=_stale_policy(message),
         deadline_s=seconds(message.deadline) if message.HasField("deadline") else None,
         on_deadline=_policy("on_deadline", _DEADLINE_POLICIES, message.on_deadline),
+        select_from_step=message.select_from_step,
+        select_until_step=message.select_until_step if message.HasField("select_until_step") else None,
+        warm_up_steps=message.warm_up_steps,
+        uniform_share=message.uniform_share,
     )
 
 

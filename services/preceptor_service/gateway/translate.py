@@ -15,7 +15,7 @@ from preceptor_service.weight_store import WeightsVersion
 
 def selection(step: int, rank: int, selected: Selected, receive_s: float, total_s: float) -> selection_pb2.Selection:
     """Returns the answer to one super-batch."""
-    pinned = None if selected.is_fallback else selected.pinned  # no version is behind a uniform draw
+    pinned = selected.pinned if len(selected.scores) else None  # no version is behind an unscored draw
     learner = pinned.learner if pinned else None
     return selection_pb2.Selection(
         step=step,

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16preceptor/v1/run.proto\x12\x0cpreceptor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x03\n\x07RunSpec\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12&\n\x05model\x18\x03 \x01(\x0b\x32\x17.preceptor.v1.ModelSpec\x12\x35\n\x0freference_model\x18\x04 \x01(\x0b\x32\x17.preceptor.v1.ModelSpecH\x00\x88\x01\x01\x12\x1d\n\x10reference_digest\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\r\n\x05score\x18\x06 \x01(\t\x12\x10\n\x08selector\x18\x07 \x01(\t\x12\x13\n\x0btemperature\x18\x08 \x01(\x01\x12\x0c\n\x04seed\x18\t \x01(\x03\x12 \n\x13max_staleness_steps\x18\n \x01(\x03H\x02\x88\x01\x01\x12+\n\x08on_stale\x18\x0b \x01(\x0e\x32\x19.preceptor.v1.StalePolicy\x12\x30\n\x08\x64\x65\x61\x64line\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationH\x03\x88\x01\x01\x12\x31\n\x0bon_deadline\x18\r \x01(\x0e\x32\x1c.preceptor.v1.DeadlinePolicyB\x12\n\x10_reference_modelB\x13\n\x11_reference_digestB\x16\n\x14_max_staleness_stepsB\x0b\n\t_deadline\"\xa0\x01\n\tModelSpec\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x33\n\x06\x63onfig\x18\x02 \x03(\x0b\x32#.preceptor.v1.ModelSpec.ConfigEntry\x1aH\n\x0b\x43onfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.preceptor.v1.ConfigValue:\x02\x38\x01\"\xc9\x01\n\x0b\x43onfigValue\x12\x13\n\tint_value\x18\x01 \x01(\x03H\x00\x12\x15\n\x0b\x66loat_value\x18\x02 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x03 \x01(\x08H\x00\x12\x16\n\x0cstring_value\x18\x04 \x01(\tH\x00\x12)\n\x08int_list\x18\x05 \x01(\x0b\x32\x15.preceptor.v1.IntListH\x00\x12-\n\nfloat_list\x18\x06 \x01(\x0b\x32\x17.preceptor.v1.FloatListH\x00\x42\x06\n\x04kind\"\x19\n\x07IntList\x12\x0e\n\x06values\x18\x01 \x03(\x03\"\x1b\n\tFloatList\x12\x0e\n\x06values\x18\x01 \x03(\x01\";\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x65lement_type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\xb6\x03\n\x03Run\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.preceptor.v1.RunSpec\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x14.preceptor.v1.Column\x12\x18\n\x10micro_batch_rows\x18\x04 \x01(\x03\x12\x1c\n\x0flearner_version\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0clearner_step\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\x1d\n\x10reference_digest\x18\x07 \x01(\tH\x02\x88\x01\x01\x12\x16\n\tlast_step\x18\x08 \x01(\x03H\x03\x88\x01\x01\x12\x15\n\rsuper_batches\x18\t \x01(\x03\x12\x12\n\ncandidates\x18\n \x01(\x03\x12\x10\n\x08selected\x18\x0b \x01(\x03\x12\x11\n\tfallbacks\x18\x0c \x01(\x03\x12\x10\n\x08\x66\x61ilures\x18\r \x01(\x03\x42\x12\n\x10_learner_versionB\x0f\n\r_learner_stepB\x13\n\x11_reference_digestB\x0c\n\n_last_step*t\n\x0bStalePolicy\x12\x1c\n\x18STALE_POLICY_UNSPECIFIED\x10\x00\x12\x15\n\x11STALE_POLICY_WAIT\x10\x01\x12\x16\n\x12STALE_POLICY_SERVE\x10\x02\x12\x18\n\x14STALE_POLICY_UNIFORM\x10\x03*i\n\x0e\x44\x65\x61\x64linePolicy\x12\x1f\n\x1b\x44\x45\x41\x44LINE_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45\x41\x44LINE_POLICY_RAISE\x10\x01\x12\x1b\n\x17\x44\x45\x41\x44LINE_POLICY_UNIFORM\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16preceptor/v1/run.proto\x12\x0cpreceptor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe9\x04\n\x07RunSpec\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12&\n\x05model\x18\x03 \x01(\x0b\x32\x17.preceptor.v1.ModelSpec\x12\x35\n\x0freference_model\x18\x04 \x01(\x0b\x32\x17.preceptor.v1.ModelSpecH\x00\x88\x01\x01\x12\x1d\n\x10reference_digest\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\r\n\x05score\x18\x06 \x01(\t\x12\x10\n\x08selector\x18\x07 \x01(\t\x12\x13\n\x0btemperature\x18\x08 \x01(\x01\x12\x0c\n\x04seed\x18\t \x01(\x03\x12 \n\x13max_staleness_steps\x18\n \x01(\x03H\x02\x88\x01\x01\x12+\n\x08on_stale\x18\x0b \x01(\x0e\x32\x19.preceptor.v1.StalePolicy\x12\x30\n\x08\x64\x65\x61\x64line\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationH\x03\x88\x01\x01\x12\x31\n\x0bon_deadline\x18\r \x01(\x0e\x32\x1c.preceptor.v1.DeadlinePolicy\x12\x18\n\x10select_from_step\x18\x14 \x01(\x03\x12\x1e\n\x11select_until_step\x18\x15 \x01(\x03H\x04\x88\x01\x01\x12\x15\n\rwarm_up_steps\x18\x16 \x01(\x03\x12\x15\n\runiform_share\x18\x17 \x01(\x01\x42\x12\n\x10_reference_modelB\x13\n\x11_reference_digestB\x16\n\x14_max_staleness_stepsB\x0b\n\t_deadlineB\x14\n\x12_select_until_step\"\xa0\x01\n\tModelSpec\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x33\n\x06\x63onfig\x18\x02 \x03(\x0b\x32#.preceptor.v1.ModelSpec.ConfigEntry\x1aH\n\x0b\x43onfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.preceptor.v1.ConfigValue:\x02\x38\x01\"\xc9\x01\n\x0b\x43onfigValue\x12\x13\n\tint_value\x18\x01 \x01(\x03H\x00\x12\x15\n\x0b\x66loat_value\x18\x02 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x03 \x01(\x08H\x00\x12\x16\n\x0cstring_value\x18\x04 \x01(\tH\x00\x12)\n\x08int_list\x18\x05 \x01(\x0b\x32\x15.preceptor.v1.IntListH\x00\x12-\n\nfloat_list\x18\x06 \x01(\x0b\x32\x17.preceptor.v1.FloatListH\x00\x42\x06\n\x04kind\"\x19\n\x07IntList\x12\x0e\n\x06values\x18\x01 \x03(\x03\"\x1b\n\tFloatList\x12\x0e\n\x06values\x18\x01 \x03(\x01\";\n\x06\x43olumn\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x65lement_type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\xb6\x03\n\x03Run\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.preceptor.v1.RunSpec\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x07\x63olumns\x18\x03 \x03(\x0b\x32\x14.preceptor.v1.Column\x12\x18\n\x10micro_batch_rows\x18\x04 \x01(\x03\x12\x1c\n\x0flearner_version\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0clearner_step\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\x1d\n\x10reference_digest\x18\x07 \x01(\tH\x02\x88\x01\x01\x12\x16\n\tlast_step\x18\x08 \x01(\x03H\x03\x88\x01\x01\x12\x15\n\rsuper_batches\x18\t \x01(\x03\x12\x12\n\ncandidates\x18\n \x01(\x03\x12\x10\n\x08selected\x18\x0b \x01(\x03\x12\x11\n\tfallbacks\x18\x0c \x01(\x03\x12\x10\n\x08\x66\x61ilures\x18\r \x01(\x03\x42\x12\n\x10_learner_versionB\x0f\n\r_learner_stepB\x13\n\x11_reference_digestB\x0c\n\n_last_step*t\n\x0bStalePolicy\x12\x1c\n\x18STALE_POLICY_UNSPECIFIED\x10\x00\x12\x15\n\x11STALE_POLICY_WAIT\x10\x01\x12\x16\n\x12STALE_POLICY_SERVE\x10\x02\x12\x18\n\x14STALE_POLICY_UNIFORM\x10\x03*i\n\x0e\x44\x65\x61\x64linePolicy\x12\x1f\n\x1b\x44\x45\x41\x44LINE_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45\x41\x44LINE_POLICY_RAISE\x10\x01\x12\x1b\n\x17\x44\x45\x41\x44LINE_POLICY_UNIFORM\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,24 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELSPEC_CONFIGENTRY']._loaded_options = None
   _globals['_MODELSPEC_CONFIGENTRY']._serialized_options = b'8\001'
-  _globals['_STALEPOLICY']._serialized_start=1524
-  _globals['_STALEPOLICY']._serialized_end=1640
-  _globals['_DEADLINEPOLICY']._serialized_start=1642
-  _globals['_DEADLINEPOLICY']._serialized_end=1747
+  _globals['_STALEPOLICY']._serialized_start=1650
+  _globals['_STALEPOLICY']._serialized_end=1766
+  _globals['_DEADLINEPOLICY']._serialized_start=1768
+  _globals['_DEADLINEPOLICY']._serialized_end=1873
   _globals['_RUNSPEC']._serialized_start=106
-  _globals['_RUNSPEC']._serialized_end=597
-  _globals['_MODELSPEC']._serialized_start=600
-  _globals['_MODELSPEC']._serialized_end=760
-  _globals['_MODELSPEC_CONFIGENTRY']._serialized_start=688
-  _globals['_MODELSPEC_CONFIGENTRY']._serialized_end=760
-  _globals['_CONFIGVALUE']._serialized_start=763
-  _globals['_CONFIGVALUE']._serialized_end=964
-  _globals['_INTLIST']._serialized_start=966
-  _globals['_INTLIST']._serialized_end=991
-  _globals['_FLOATLIST']._serialized_start=993
-  _globals['_FLOATLIST']._serialized_end=1020
-  _globals['_COLUMN']._serialized_start=1022
-  _globals['_COLUMN']._serialized_end=1081
-  _globals['_RUN']._serialized_start=1084
-  _globals['_RUN']._serialized_end=1522
+  _globals['_RUNSPEC']._serialized_end=723
+  _globals['_MODELSPEC']._serialized_start=726
+  _globals['_MODELSPEC']._serialized_end=886
+  _globals['_MODELSPEC_CONFIGENTRY']._serialized_start=814
+  _globals['_MODELSPEC_CONFIGENTRY']._serialized_end=886
+  _globals['_CONFIGVALUE']._serialized_start=889
+  _globals['_CONFIGVALUE']._serialized_end=1090
+  _globals['_INTLIST']._serialized_start=1092
+  _globals['_INTLIST']._serialized_end=1117
+  _globals['_FLOATLIST']._serialized_start=1119
+  _globals['_FLOATLIST']._serialized_end=1146
+  _globals['_COLUMN']._serialized_start=1148
+  _globals['_COLUMN']._serialized_end=1207
+  _globals['_RUN']._serialized_start=1210
+  _globals['_RUN']._serialized_end=1648
 # @@protoc_insertion_point(module_scope)

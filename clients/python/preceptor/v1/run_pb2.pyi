@@ -99,6 +99,10 @@ class RunSpec(google.protobuf.message.Message):
     ON_STALE_FIELD_NUMBER: builtins.int
     DEADLINE_FIELD_NUMBER: builtins.int
     ON_DEADLINE_FIELD_NUMBER: builtins.int
+    SELECT_FROM_STEP_FIELD_NUMBER: builtins.int
+    SELECT_UNTIL_STEP_FIELD_NUMBER: builtins.int
+    WARM_UP_STEPS_FIELD_NUMBER: builtins.int
+    UNIFORM_SHARE_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """Name of the run. Matches [a-z0-9][a-z0-9-]{0,62}. Required."""
     task: builtins.str
@@ -131,6 +135,22 @@ class RunSpec(google.protobuf.message.Message):
     """What happens beyond `max_staleness_steps`. Required when that is set."""
     on_deadline: global___DeadlinePolicy.ValueType
     """What happens at the deadline. Required."""
+    select_from_step: builtins.int
+    """First step that is selected by score; earlier ones are drawn uniformly and
+    not scored. 0 or above. Default 0.
+    """
+    select_until_step: builtins.int
+    """First step that is no longer selected by score, from then on uniformly.
+    Above `select_from_step`. Default: none.
+    """
+    warm_up_steps: builtins.int
+    """Steps over which the share of a sub-batch that is drawn by score grows from
+    0, at `select_from_step`, to its full size, linearly. 0 or above. Default 0.
+    """
+    uniform_share: builtins.float
+    """Share of every sub-batch that is drawn uniformly from what the selector
+    left. From 0 to 1. Default 0.
+    """
     @property
     def model(self) -> global___ModelSpec:
         """Architecture of the learner copy (the learner itself or a small proxy of
@@ -163,9 +183,13 @@ class RunSpec(google.protobuf.message.Message):
         on_stale: global___StalePolicy.ValueType = ...,
         deadline: google.protobuf.duration_pb2.Duration | None = ...,
         on_deadline: global___DeadlinePolicy.ValueType = ...,
+        select_from_step: builtins.int = ...,
+        select_until_step: builtins.int | None = ...,
+        warm_up_steps: builtins.int = ...,
+        uniform_share: builtins.float = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_deadline", b"_deadline", "_max_staleness_steps", b"_max_staleness_steps", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "deadline", b"deadline", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "reference_digest", b"reference_digest", "reference_model", b"reference_model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_max_staleness_steps", b"_max_staleness_steps", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "deadline", b"deadline", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "selector", b"selector", "task", b"task", "temperature", b"temperature"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline", b"_deadline", "_max_staleness_steps", b"_max_staleness_steps", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_max_staleness_steps", b"_max_staleness_steps", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_deadline", b"_deadline"]) -> typing.Literal["deadline"] | None: ...
     @typing.overload
@@ -174,6 +198,8 @@ class RunSpec(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_reference_digest", b"_reference_digest"]) -> typing.Literal["reference_digest"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reference_model", b"_reference_model"]) -> typing.Literal["reference_model"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_select_until_step", b"_select_until_step"]) -> typing.Literal["select_until_step"] | None: ...
 
 global___RunSpec = RunSpec
 

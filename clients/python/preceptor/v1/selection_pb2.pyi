@@ -395,7 +395,8 @@ class Selection(google.protobuf.message.Message):
     """
     scores: builtins.bytes
     """Little-endian float32[B]: the score of every candidate; not a number where
-    a loss was not finite. Empty where `is_fallback`.
+    a loss was not finite. Empty where nothing was scored: where `is_fallback`,
+    and where the run's schedule draws the whole sub-batch uniformly.
     """
     learner_version: builtins.int
     """The one learner version behind every score; absent where none was used.
@@ -407,7 +408,8 @@ class Selection(google.protobuf.message.Message):
     """`step` − `learner_step`, in steps."""
     is_fallback: builtins.bool
     """True where the indices were drawn uniformly because scoring was too late or
-    the learner copy too old, as the run's policies say.
+    the learner copy too old, as the run's policies say. False where the run's
+    schedule says so.
     """
     non_finite_count: builtins.int
     """Candidates left out because their score was not finite."""
