@@ -37,9 +37,9 @@ class Proxied:
         config = parse_config(settings)
         in_flight = ByteBudget(config.gateway.in_flight_bytes)
         pool = RayPool(serve.get_deployment_handle("Scorer", "preceptor"), in_flight, config.scorer.load_timeout_s)
-        store = WeightStore(config.weights.path, config.weights.keep_versions, config.weights.max_bytes)
+        store = WeightStore.open(config.weights)
         architectures = ArchitectureRegistry(config.architectures)
-        self._runs = RunRegistry(config, RunStore(config.weights.path), store, architectures, pool)
+        self._runs = RunRegistry(config, RunStore.open(config.weights), store, architectures, pool)
         budget = ByteBudget(config.gateway.in_flight_bytes)
         self._pipeline = Pipeline(self._runs, pool, budget, config.scorer.micro_batch_timeout_s)
 

@@ -19,6 +19,7 @@ from preceptor_service.config import ConfigError, ServiceConfig
 from preceptor_service.gateway.access import check_access
 from preceptor_service.gateway.gateway import Gateway, Ports
 from preceptor_service.ray_cluster import RayCluster
+from preceptor_service.storage import check_storage
 
 T = TypeVar("T")
 
@@ -87,9 +88,7 @@ class EmbeddedService:
         from preceptor_service.scoring.run_models import load_committed
         from preceptor_service.weight_store import WeightStore
 
-        weight_store = WeightStore(
-            config.weights.path, config.weights.keep_versions, config.weights.max_bytes, config.weights.grace_s
-        )
+        weight_store = WeightStore.open(config.weights)
         architectures = ArchitectureRegistry(config.architectures)
         scorer = config.scorer
         try:
@@ -102,7 +101,7 @@ class EmbeddedService:
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        await asyncio.to_thread(load_committed, engine, RunStore(config.weights.path), weight_store, scorer.model_bytes)
+        await asyncio.to_thread(load_committed, engine, RunStore.open(config.weights), weight_store, scorer.model_bytes)
         in_flight = ByteBudget(config.gateway.in_flight_bytes)
         gateway = Gateway(config, weight_store, architectures, InProcessPool(engine), in_flight, shares_port=False)
         ports = await gateway.start()
@@ -155,13 +154,7 @@ class RayService:
 
 def _check_here(config: ServiceConfig) -> None:
     """Raises `ConfigError` for what would fail later, perhaps in another process."""
-    try:
-        config.weights.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"weights.path is {config.weights.path}, which cannot be used: "
-            f"{error.strerror}; choose another with --store"
-        ) from error
+    check_storage(config.weights)
     check_access(config)
     if config.architectures:
         from preceptor_service.models import ArchitectureRegistry

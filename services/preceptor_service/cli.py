@@ -57,7 +57,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port for trainers.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port for Prometheus.")] = None,
     scorers: Annotated[int | None, typer.Option(help="Scorer replicas.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Directory of runs and weights.")] = None,
+    store: Annotated[str | None, typer.Option(help="Directory or s3:// URI of runs and weights.")] = None,
 ) -> None:
     """Start the service here and serve until Ctrl-C. No flag is needed."""
     # While it starts, SIGTERM interrupts as Ctrl-C does, so that what was started is stopped.
@@ -226,7 +226,7 @@ def _banner(settings: ServiceConfig, ports: Ports) -> str:
         f"  access   {_access(settings)}\n"
         f"  metrics  {f'http://{host}:{ports.metrics}/metrics' if ports.metrics else 'off'}\n"
         f"  pool     {settings.pool}, {scorers}, device {settings.scorer.device}\n"
-        f"  store    {escape(str(settings.weights.path.expanduser().absolute()))}\n"
+        f"  store    {escape(settings.weights.location)}\n"
         "Ctrl-C stops it."
     )
 
@@ -242,7 +242,7 @@ def _overrides(
     port: int | None,
     metrics_port: int | None,
     scorers: int | None,
-    store: Path | None,
+    store: str | None,
 ) -> dict[str, Any]:
     sections: dict[str, Any] = {
         "gateway": {"host": host, "port": port},

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 MIB = 1024 * 1024
 
@@ -118,16 +119,54 @@ class ScorerConfig(_Section):
         return self.threads or max(1, math.ceil(self.num_cpus))
 
 
+_OBJECT_STORE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*/?")
+
+
+def _store_location(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if "://" not in value:
+        return Path(value)
+    if not _OBJECT_STORE.fullmatch(value):
+        raise ValueError("give a directory, or s3://bucket/prefix without credentials; those come from the environment")
+    return value.rstrip("/")
+
+
 class WeightsConfig(_Section):
     """The durable store of runs and weights."""
 
-    path: Path = Field(Path("preceptor-store"), description="Directory, the same for every gateway and scorer.")
+    path: Annotated[Path | str, BeforeValidator(_store_location)] = Field(
+        Path("preceptor-store"),
+        description="Directory on a file system with hard links, the same for every gateway and scorer; or "
+        "s3://bucket/prefix of an object store with conditional writes (pip install 'preceptor[s3]').",
+    )
+    cache_path: Path = Field(
+        Path("preceptor-cache"),
+        description="Directory of each machine for weights from and for an object store; not used beside a directory.",
+    )
+    cache_bytes: Positive = Field(
+        16384 * MIB, description="Weights that stay in `cache_path`, least recently used out; above `max_bytes`."
+    )
     keep_versions: Annotated[int, Field(ge=2)] = Field(4, description="Learner versions kept per run.")
     max_bytes: Positive = Field(4096 * MIB, description="Largest set of weights.")
     grace_s: PositiveSeconds = Field(
         120.0,
         description="How long an expired version stays for the super-batches pinned to it; above any `deadline_s`.",
     )
+
+    @property
+    def location(self) -> str:
+        """The directory from the root on, or the URI."""
+        return self.path if isinstance(self.path, str) else str(self.path.expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _cache_holds_a_set_of_weights(self) -> WeightsConfig:
+        if isinstance(self.path, str) and self.cache_bytes < self.max_bytes:
+            raise ValueError(
+                f"cache_bytes {self.cache_bytes} is below max_bytes {self.max_bytes}; "
+                "the largest set of weights would push itself out"
+            )
+        return self
 
 
 class LimitsConfig(_Section):

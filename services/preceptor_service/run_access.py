@@ -57,7 +57,7 @@ class RunAccess:
         if not exists:
             self._check_new(caller, run_id)
         if reference_digest is not None and not caller.is_admin_of_all:
-            self._weight_store.blob_path(reference_digest)
+            self._weight_store.require(reference_digest)
             if not self._is_in_sight(caller, reference_digest):
                 raise weights_not_found(reference_digest)
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,9 @@ from google.protobuf import json_format
 from preceptor.errors import InternalError, RunExistsError, RunNotFoundError, UnavailableError
 from preceptor.runs import RunSpec, spec_from_proto, spec_to_proto
 from preceptor.v1 import run_pb2
-from preceptor_service.weight_staging import disk_errors, make_directory, sync_directory
+from preceptor_service.config import WeightsConfig
+from preceptor_service.storage import Storage, as_storage, open_storage
+from preceptor_service.weight_staging import disk_errors
 
 
 @dataclass(frozen=True)
@@ -37,16 +35,22 @@ class RunRecord:
 
 
 class RunStore:
-    """Run records below `root/runs/`, shared by all gateways on one file system.
+    """Run records, shared by all gateways.
 
-    Safe for several processes: a record appears whole, by exclusive creation. Blocking.
+    Safe for several processes: a record appears whole, by exclusive creation. Blocking; every method raises
+    `UnavailableError` where an object store cannot be reached.
+
+    Args:
+        root: a directory, made where it is missing, or an open storage.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._runs = root / "runs"
-        self._staging = root / "staging"
-        for directory in (self._runs, self._staging):
-            make_directory(directory)
+    def __init__(self, root: Path | Storage) -> None:
+        self._storage = as_storage(root)
+
+    @classmethod
+    def open(cls, settings: WeightsConfig) -> RunStore:
+        """Returns the store that `settings` describe."""
+        return cls(open_storage(settings))
 
     def create(self, record: RunRecord) -> RunRecord:
         """Stores `record`, and returns the stored one: an earlier record of the same spec is kept.
@@ -56,18 +60,18 @@ class RunStore:
             DiskFullError: the disk is full.
             UnavailableError: the run was deleted in this very moment.
         """
-        path = self._path(record.spec.run_id)
+        run_id = record.spec.run_id
         try:
             with disk_errors():
-                self._link(record, path)
+                is_first = self._storage.create_record(run_id, _to_json(record))
         except FileNotFoundError as error:
-            raise UnavailableError(f"run {record.spec.run_id!r} was deleted while it was created; try again") from error
-        except FileExistsError:
-            existing = self.read(record.spec.run_id)
-            if existing.spec != record.spec:
-                raise RunExistsError(_difference(existing.spec, record.spec)) from None
-            return existing
-        return record
+            raise UnavailableError(f"run {run_id!r} was deleted while it was created; try again") from error
+        if is_first:
+            return record
+        existing = self.read(run_id)
+        if existing.spec != record.spec:
+            raise RunExistsError(_difference(existing.spec, record.spec))
+        return existing
 
     def read(self, run_id: str) -> RunRecord:
         """Returns the record of `run_id`.
@@ -77,15 +81,15 @@ class RunStore:
             InternalError: its file is damaged.
         """
         try:
-            return _from_json(json.loads(self._path(run_id).read_text()))
-        except (FileNotFoundError, NotADirectoryError):
+            return parse_record(self._storage.read_record(run_id))
+        except FileNotFoundError:
             raise RunNotFoundError(f"there is no run {run_id!r}; create it first") from None
         except (OSError, ValueError, KeyError, TypeError, json_format.ParseError) as error:
             raise InternalError(f"the record of run {run_id!r} is damaged; delete the run") from error
 
     def exists(self, run_id: str) -> bool:
         """Tells whether there is a record of `run_id`."""
-        return self._path(run_id).exists()
+        return self._storage.has_record(run_id)
 
     def holds(self, record: RunRecord) -> bool:
         """Tells whether `record` is the present life of its run: neither deleted, nor another of its name."""
@@ -96,47 +100,37 @@ class RunStore:
 
     def list(self) -> list[str]:
         """Returns the ids of all runs, sorted."""
-        return sorted(path.parent.name for path in self._runs.glob("*/run.json"))
+        return self._storage.run_ids()
 
     def delete(self, run_id: str) -> None:
-        """Deletes the record and everything else below the run's directory, at once.
+        """Deletes the record and everything else of this life of the run.
 
         Raises:
             RunNotFoundError: there is no such run.
         """
-        doomed = self._staging / f"{uuid.uuid4().hex}.run"
         try:
-            self._path(run_id).stat()
-            self._path(run_id).parent.rename(doomed)
-        except (FileNotFoundError, NotADirectoryError):
+            self._storage.delete_run(run_id)
+        except FileNotFoundError:
             raise RunNotFoundError(f"there is no run {run_id!r}") from None
-        sync_directory(self._runs)
-        shutil.rmtree(doomed, ignore_errors=True)
-
-    def _link(self, record: RunRecord, path: Path) -> None:
-        path.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".run-", suffix=".json") as scratch:
-            json.dump(_to_json(record), scratch, indent=1, sort_keys=True)
-            scratch.flush()
-            os.fsync(scratch.fileno())
-            os.link(scratch.name, path)
-        sync_directory(path.parent)
-        sync_directory(self._runs)
-
-    def _path(self, run_id: str) -> Path:
-        return self._runs / run_id / "run.json"
 
 
-def _to_json(record: RunRecord) -> dict[str, object]:
-    return {
+def _to_json(record: RunRecord) -> bytes:
+    stored = {
         "spec": json_format.MessageToDict(spec_to_proto(record.spec)),
         "create_time_s": record.create_time_s,
         "micro_batch_rows": record.micro_batch_rows,
         "owner": record.owner,
     }
+    return json.dumps(stored, indent=1, sort_keys=True).encode()
 
 
-def _from_json(stored: dict[str, Any]) -> RunRecord:
+def parse_record(content: bytes) -> RunRecord:
+    """Returns the record that was stored as `content`.
+
+    Raises:
+        ValueError, KeyError, TypeError, json_format.ParseError: it is none.
+    """
+    stored: dict[str, Any] = json.loads(content)
     spec = spec_from_proto(json_format.ParseDict(stored["spec"], run_pb2.RunSpec()))
     owner = stored.get("owner")
     return RunRecord(

@@ -1,29 +1,22 @@
-"""`WeightStore`: the durable, versioned weights of every run, in one directory.
+"""`WeightStore`: the durable, versioned weights of every run, in a directory or an object store.
 
 Gateways write, scorers read, all at once and without a lock server: the one decision, which push becomes
-version n + 1, is the exclusive creation of that version's manifest by a hard link. The directory must lie on
-a file system with hard links, shared by all of them (a local disk, NFS, CephFS, EFS).
-
-    blobs/<sha256>                            safetensors files, by content
-    runs/<run_id>/<role>/<version>.json       one manifest per committed version; `RunStore` makes runs/<run_id>
-    staging/                                  files that are not committed yet
+version n + 1, is the exclusive creation of that version's manifest. What is needed of the place where the
+files lie is `Storage`; every decision is made here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from preceptor.errors import (
     InternalError,
@@ -32,11 +25,14 @@ from preceptor.errors import (
     ReferenceFrozenError,
     StaleWeightsError,
     TooLargeError,
+    UnavailableError,
     WeightsNotFoundError,
 )
-from preceptor_service.weight_staging import Staged, disk_errors, make_directory, sync_directory
+from preceptor_service.config import WeightsConfig
+from preceptor_service.storage import SET_ASIDE, Storage, StoreHealth, as_storage, blob_name, open_storage
+from preceptor_service.weight_staging import Staged, disk_errors
 
-__all__ = ["Role", "Staged", "WeightStore", "WeightsVersion"]
+__all__ = ["Role", "Staged", "StoreHealth", "WeightStore", "WeightsVersion"]
 
 Role = Literal["learner", "reference"]
 
@@ -47,7 +43,6 @@ _ROLES: tuple[Role, ...] = ("learner", "reference")
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _MANIFEST = re.compile(r"([0-9]{8,})\.json")
-_SET_ASIDE = ".set-aside"
 
 logger = logging.getLogger(__name__)
 
@@ -76,30 +71,43 @@ def weights_not_found(digest: str) -> WeightsNotFoundError:
     return WeightsNotFoundError(f"the store has no weights {digest}; push them")
 
 
+class _Place(NamedTuple):
+    """Where the versions of one role of a run lie; `folder` is None where the run is not there."""
+
+    run_id: str
+    role: Role
+    folder: str | None
+
+
 class WeightStore:
     """The weights of every run. Safe for any number of threads and processes at once.
 
     Args:
-        root: the directory, made where it is missing.
+        root: a directory, made where it is missing, or an open storage.
         keep_versions: newest learner versions kept per run; at least 2.
         max_bytes: largest set of weights.
         grace_s: how long a version stays readable by its digest after it expired, for super-batches that were
             pinned to it before, and a blob that nothing names.
 
-    The directory of a run is made by `RunStore`, never here: a push cannot outlive its run. Every method blocks
-    on the disk; `stage`, `commit` and `adopt` raise `DiskFullError` where there is no
-    space.
+    The life of a run is begun by `RunStore`, never here: a push cannot outlive its run. Every method blocks
+    on the disk or the network; `stage`, `commit` and `adopt` raise `DiskFullError` where there is no space, and
+    all but `probe` and `collect` raise `UnavailableError` where an object store cannot be reached.
     """
 
-    def __init__(self, root: Path, keep_versions: int, max_bytes: int, grace_s: float = 120.0) -> None:
+    def __init__(self, root: Path | Storage, keep_versions: int, max_bytes: int, grace_s: float = 120.0) -> None:
         self._keep_versions = keep_versions
         self._max_bytes = max_bytes
         self._grace_s = grace_s
-        self._blobs = root / "blobs"
-        self._staging = root / "staging"
-        self._runs = root / "runs"
-        for directory in (self._blobs, self._staging, self._runs):
-            make_directory(directory)
+        self._storage = as_storage(root)
+
+    @classmethod
+    def open(cls, settings: WeightsConfig) -> WeightStore:
+        """Returns the store that `settings` describe."""
+        return cls(open_storage(settings), settings.keep_versions, settings.max_bytes, settings.grace_s)
+
+    def probe(self) -> StoreHealth:
+        """Writes, reads back and removes something small, to tell whether pushes can be stored. Never raises."""
+        return self._storage.probe()
 
     def stage(self, total_bytes: int) -> Staged:
         """Returns a file to write `total_bytes` of safetensors to.
@@ -116,7 +124,7 @@ class WeightStore:
                 "push a smaller proxy, or bfloat16"
             )
         with disk_errors():
-            return Staged(self._staging / f"{uuid.uuid4().hex}.upload", total_bytes)
+            return Staged(self._storage.staging / f"{uuid.uuid4().hex}.upload", total_bytes)
 
     def commit(
         self,
@@ -153,10 +161,10 @@ class WeightStore:
         if digest is None:
             raise ValueError("the staged weights are not sealed; call seal() first")
         with disk_errors():
-            self._keep_blob(staged.path, digest)
+            self._storage.put_blob(staged.path, digest)
             committed = self._commit(run_id, role, digest, staged.total_bytes, step, base_version, rewind, is_current)
-            if not self._blob(digest).exists():  # `collect` took it for old just before the manifest named it
-                self._keep_blob(staged.path, digest)
+            if not self._storage.exists(blob_name(digest)):  # `collect` took it for old before the manifest named it
+                self._storage.put_blob(staged.path, digest)
         return committed
 
     def adopt(
@@ -171,11 +179,14 @@ class WeightStore:
             ReferenceFrozenError: the run has another reference.
             PushConflictError: the run has another learner, or was deleted.
         """
-        total_bytes = self.blob_path(digest).stat().st_size
+        self.require(digest)
         with disk_errors():
-            os.utime(self.blob_path(digest))
+            try:
+                total_bytes = self._storage.touch_blob(digest)
+            except FileNotFoundError as error:  # collected since
+                raise weights_not_found(digest) from error
             committed = self._commit(run_id, role, digest, total_bytes, 0, 0, False, is_current)
-        self.blob_path(digest)
+        self.require(digest)
         return committed
 
     def head(self, run_id: str, role: Role) -> WeightsVersion | None:
@@ -184,8 +195,9 @@ class WeightStore:
         Raises:
             InternalError: its manifest is damaged.
         """
-        numbers = self._numbers(run_id, role)
-        return self._read(run_id, role, numbers[-1]) if numbers else None
+        place = self._place(run_id, role)
+        numbers = self._numbers(place)
+        return self._read(place, numbers[-1]) if numbers else None
 
     def version(self, run_id: str, role: Role, version: int) -> WeightsVersion:
         """Returns one committed version that is kept.
@@ -194,82 +206,86 @@ class WeightStore:
             WeightsNotFoundError: there is no such version, or it expired.
             InternalError: its manifest is damaged.
         """
-        kept = self._kept_numbers(run_id, role)
+        place = self._place(run_id, role)
+        kept = self._kept_numbers(place)
         if version not in kept:
             raise WeightsNotFoundError(f"run {run_id!r} has no {role} version {version}; kept are {kept}")
-        return self._read(run_id, role, version)
+        return self._read(place, version)
 
     def versions(self, run_id: str, role: Role) -> tuple[WeightsVersion, ...]:
         """Returns the committed versions that are kept and intact, oldest first."""
-        return tuple(self._intact(run_id, role, self._kept_numbers(run_id, role)))
+        place = self._place(run_id, role)
+        return tuple(self._intact(place, self._kept_numbers(place)))
 
-    def blob_path(self, digest: str) -> Path:
-        """Returns where the weights with that digest lie.
+    def require(self, digest: str) -> None:
+        """Returns where the store has the weights with that digest.
 
         Raises:
             WeightsNotFoundError: there are none, or `digest` is not one.
         """
-        if not _DIGEST.fullmatch(digest):
-            raise WeightsNotFoundError(f"digest is {digest[:80]!r}; give 'sha256:' and 64 hexadecimal digits")
-        path = self._blob(digest)
-        if not path.exists():
+        if not self._storage.exists(blob_name(_checked(digest))):
             raise weights_not_found(digest)
-        return path
+
+    def blob_path(self, digest: str) -> Path:
+        """Returns a file on this machine with those weights; fetched, where the store lies elsewhere.
+
+        Raises:
+            WeightsNotFoundError: there are none, or `digest` is not one.
+        """
+        try:
+            return self._storage.blob(_checked(digest))
+        except FileNotFoundError as error:
+            raise weights_not_found(digest) from error
 
     def verify(self, digest: str) -> Path:
-        """Returns where the weights lie, after reading them whole and comparing their checksum.
+        """Returns that file, after reading it whole and comparing its checksum.
 
         Raises:
             WeightsNotFoundError: there are none.
-            InternalError: the file is damaged.
+            InternalError: the weights are damaged.
         """
-        path = self.blob_path(digest)
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != f"sha256:{found}":
-            raise InternalError(
-                f"weights {digest} are damaged in the store: the file has the SHA-256 {found}; push them again"
-            )
-        return path
+        try:
+            return self._storage.verified_blob(_checked(digest))
+        except FileNotFoundError as error:
+            raise weights_not_found(digest) from error
 
     def delete_run(self, run_id: str) -> None:
         """Forgets every version of a run. Does nothing where there is none."""
-        for role in _ROLES:
-            doomed = self._staging / f"{uuid.uuid4().hex}.run"
-            with suppress(FileNotFoundError):
-                self._directory(run_id, role).rename(doomed)
-                shutil.rmtree(doomed)
-        with suppress(OSError):  # not empty: the rest belongs to somebody else
-            (self._runs / run_id).rmdir()
+        self._storage.delete_versions(run_id, _ROLES)
 
     def collect(self) -> None:
         """Removes learner versions that expired `grace_s` ago, blobs that none names, and abandoned uploads.
 
         Safe beside commits and other collections: what a version in use names is never lost. Call it now
-        and then.
+        and then; where an object store cannot be reached, the next collection does what this one did not.
         """
-        now = time.time()
-        for directory in self._runs.glob("*/learner"):
-            numbers = _numbers_in(directory)
+        try:
+            self._collect()
+        except UnavailableError as error:
+            logger.warning("not everything that expired was removed from the store: %s", error)
+
+    def _collect(self) -> None:
+        storage, now = self._storage, self._storage.clock_s()
+        for folder, (_, names) in storage.all_versions("learner").items():
+            numbers = _numbers_among(names)
             for expired, successor in zip(numbers, numbers[self._keep_versions :], strict=False):
                 # It stays a while after it expired, for the super-batches that are pinned to it, and so that a
                 # slow push can still see that it lost.
                 with suppress(FileNotFoundError):  # another collection was faster
-                    if _manifest_path(directory, successor).stat().st_mtime < now - self._grace_s:
-                        _manifest_path(directory, expired).unlink()
-        for set_aside in self._staging.glob(f"*{_SET_ASIDE}"):
-            self._restore_or_remove(set_aside)
+                    if storage.modified_s(_manifest(folder, successor)) < now - self._grace_s:
+                        storage.remove(_manifest(folder, expired))
+        for name in storage.names("staging"):
+            if name.endswith(SET_ASIDE):
+                self._restore_or_remove(name)
         named = self._named_digests()
-        for blob in self._blobs.iterdir() if named is not None else ():
+        for name in storage.names("blobs") if named is not None else ():
             with suppress(FileNotFoundError):  # another collection was faster
-                if blob.name not in (named or ()) and blob.stat().st_mtime < now - self._grace_s:
+                if name not in (named or ()) and storage.modified_s(f"blobs/{name}") < now - self._grace_s:
                     # Set aside first: a commit that named it in this very moment is seen afterwards.
-                    set_aside = self._staging / f"{blob.name}.{uuid.uuid4().hex}{_SET_ASIDE}"
-                    blob.rename(set_aside)
+                    set_aside = f"{name}.{uuid.uuid4().hex}{SET_ASIDE}"
+                    storage.rename(f"blobs/{name}", f"staging/{set_aside}")
                     self._restore_or_remove(set_aside)
-        for leftover in self._staging.iterdir():
-            if not leftover.name.endswith(_SET_ASIDE):
-                _remove_if_older(leftover, now - UPLOAD_GRACE_S)
+        storage.sweep(now - UPLOAD_GRACE_S)
 
     def _commit(
         self,
@@ -282,15 +298,14 @@ class WeightStore:
         rewind: bool,
         is_current: Callable[[], bool],
     ) -> WeightsVersion:
-        directory = self._directory(run_id, role)
-        # Before `is_current`: a run of that name made later has no such directory until it is pushed to itself.
+        # Before `is_current`: a run of that name made later has no such folder until it is pushed to itself.
         try:
-            directory.mkdir(exist_ok=True)
-            sync_directory(directory.parent)
+            folder = self._storage.open_versions(_checked_run(run_id), role)
         except FileNotFoundError as error:
             raise _deleted(run_id) from error
-        numbers = self._kept_numbers(run_id, role)
-        kept = self._intact(run_id, role, numbers)
+        place = _Place(run_id, role, folder)
+        numbers = self._kept_numbers(place)
+        kept = self._intact(place, numbers)
         newest = numbers[-1] if numbers else 0
         if (committed := _repeated(kept, newest, role, digest, step, rewind)) is not None:
             return committed
@@ -313,13 +328,13 @@ class WeightStore:
         if not is_current():
             raise _deleted(run_id)
         try:
-            is_first = self._create(_manifest_path(directory, version.version), version)
+            is_first = self._create(_manifest(folder, version.version), version)
         except FileNotFoundError as error:
             raise _deleted(run_id) from error
         if is_first:
             return version
         # Lost by a hair. The winner may be a repeat of this very push.
-        kept = self._intact(run_id, role, self._kept_numbers(run_id, role))
+        kept = self._intact(place, self._kept_numbers(place))
         if (committed := _repeated(kept, newest + 1, role, digest, step, rewind)) is not None:
             return committed
         if role == "reference":
@@ -331,55 +346,32 @@ class WeightStore:
             "push again if these weights are still newer"
         )
 
-    def _create(self, manifest: Path, version: WeightsVersion) -> bool:
+    def _create(self, manifest: str, version: WeightsVersion) -> bool:
         """Creates the manifest whole and durable; False where it exists already.
 
         Raises:
-            FileNotFoundError: the run's directory is gone.
+            FileNotFoundError: the life of the run is over.
         """
-        complete = self._staging / f"{uuid.uuid4().hex}.manifest"
-        try:
-            with complete.open("x") as file:
-                json.dump(asdict(version), file)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(complete, manifest)
-            except FileExistsError:
-                # NFS may say so for its own repeated request; the link count knows.
-                if complete.stat().st_nlink == 1:
-                    return False
-            sync_directory(manifest.parent)
-            return True
-        finally:
-            complete.unlink(missing_ok=True)
+        return self._storage.create(manifest, json.dumps(asdict(version)).encode())
 
-    def _keep_blob(self, staged: Path, digest: str) -> None:
-        # Replaced even where it exists: heals a damaged file and makes it young for `collect`.
-        os.utime(staged)
-        link = self._staging / f"{uuid.uuid4().hex}.blob"
-        os.link(staged, link)
-        link.replace(self._blob(digest))
-        sync_directory(self._blobs)
-
-    def _restore_or_remove(self, set_aside: Path) -> None:
-        name = set_aside.name.partition(".")[0]
+    def _restore_or_remove(self, set_aside: str) -> None:
+        blob = set_aside.partition(".")[0]
         named = self._named_digests()
         with suppress(FileNotFoundError):  # another collection was faster
-            if (named is None or name in named) and not (self._blobs / name).exists():
-                set_aside.rename(self._blobs / name)
+            if (named is None or blob in named) and not self._storage.exists(f"blobs/{blob}"):
+                self._storage.rename(f"staging/{set_aside}", f"blobs/{blob}")
             else:
-                set_aside.unlink()
+                self._storage.remove(f"staging/{set_aside}")
 
     def _named_digests(self) -> set[str] | None:
-        """Returns the blob names of all versions with a manifest, or None where one cannot be read."""
+        """Returns the digests, without "sha256:", of all versions with a manifest; None where one cannot be read."""
         named = set()
         for role in _ROLES:
-            for directory in self._runs.glob(f"*/{role}"):
-                run_id = directory.parent.name
-                for number in _numbers_in(directory):
+            for folder, (run_id, names) in self._storage.all_versions(role).items():
+                place = _Place(run_id, role, folder)
+                for number in _numbers_among(names):
                     try:
-                        named.add(self._blob(self._read(run_id, role, number).digest).name)
+                        named.add(self._read(place, number).digest.removeprefix("sha256:"))
                     except WeightsNotFoundError:
                         continue  # deleted since it was listed
                     except InternalError as error:
@@ -387,23 +379,21 @@ class WeightStore:
                         return None
         return named
 
-    def _intact(self, run_id: str, role: Role, numbers: list[int]) -> list[WeightsVersion]:
+    def _intact(self, place: _Place, numbers: list[int]) -> list[WeightsVersion]:
         versions = []
         for number in numbers:
             try:
-                versions.append(self._read(run_id, role, number))
+                versions.append(self._read(place, number))
             except WeightsNotFoundError:
                 continue  # deleted since it was listed
             except InternalError as error:
                 logger.warning("left out: %s", error)
         return versions
 
-    def _read(self, run_id: str, role: Role, number: int) -> WeightsVersion:
-        path = _manifest_path(self._directory(run_id, role), number)
+    def _read(self, place: _Place, number: int) -> WeightsVersion:
+        run_id, role, folder = place
         try:
-            version = WeightsVersion(**json.loads(path.read_bytes()))
-            if version.version != number or not _DIGEST.fullmatch(version.digest):
-                raise ValueError(f"it describes version {version.version} with digest {version.digest}")
+            version = parse_manifest(self._storage.read(_manifest(folder or "", number)), number)
         except FileNotFoundError as error:
             raise WeightsNotFoundError(f"run {run_id!r} has no {role} version {number} any more") from error
         except (ValueError, TypeError) as error:
@@ -412,19 +402,38 @@ class WeightStore:
             ) from error
         return version
 
-    def _kept_numbers(self, run_id: str, role: Role) -> list[int]:
-        return self._numbers(run_id, role)[-self._keep_versions :]
+    def _kept_numbers(self, place: _Place) -> list[int]:
+        return self._numbers(place)[-self._keep_versions :]
 
-    def _numbers(self, run_id: str, role: Role) -> list[int]:
-        return _numbers_in(self._directory(run_id, role))
+    def _numbers(self, place: _Place) -> list[int]:
+        return [] if place.folder is None else _numbers_among(self._storage.names(place.folder))
 
-    def _directory(self, run_id: str, role: Role) -> Path:
-        if not _RUN_ID.fullmatch(run_id):
-            raise ValueError(f"run_id is {run_id!r}; it must match {_RUN_ID.pattern}")
-        return self._runs / run_id / role
+    def _place(self, run_id: str, role: Role) -> _Place:
+        return _Place(run_id, role, self._storage.find_versions(_checked_run(run_id), role))
 
-    def _blob(self, digest: str) -> Path:
-        return self._blobs / digest.removeprefix("sha256:")
+
+def parse_manifest(content: bytes, number: int) -> WeightsVersion:
+    """Returns the version that the content of a manifest describes.
+
+    Raises:
+        ValueError, TypeError: it describes none, or one that is not `number`.
+    """
+    version = WeightsVersion(**json.loads(content))
+    if version.version != number or not _DIGEST.fullmatch(version.digest):
+        raise ValueError(f"it describes version {version.version} with digest {version.digest}")
+    return version
+
+
+def _checked(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise WeightsNotFoundError(f"digest is {digest[:80]!r}; give 'sha256:' and 64 hexadecimal digits")
+    return digest
+
+
+def _checked_run(run_id: str) -> str:
+    if not _RUN_ID.fullmatch(run_id):
+        raise ValueError(f"run_id is {run_id!r}; it must match {_RUN_ID.pattern}")
+    return run_id
 
 
 def _deleted(run_id: str) -> PushConflictError:
@@ -441,22 +450,9 @@ def _repeated(
     return None
 
 
-def _numbers_in(directory: Path) -> list[int]:
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return []
+def _numbers_among(names: list[str]) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := _MANIFEST.fullmatch(name)))
 
 
-def _manifest_path(directory: Path, number: int) -> Path:
-    return directory / f"{number:08d}.json"
-
-
-def _remove_if_older(path: Path, time_s: float) -> None:
-    with suppress(FileNotFoundError):  # another collection was faster
-        if path.stat().st_mtime < time_s:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+def _manifest(folder: str, number: int) -> str:
+    return f"{folder}/{number:08d}.json"

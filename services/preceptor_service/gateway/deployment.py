@@ -37,9 +37,7 @@ class GatewayReplica:
         in_flight = ByteBudget(config.gateway.in_flight_bytes)
         gateway = Gateway(
             config,
-            WeightStore(
-                config.weights.path, config.weights.keep_versions, config.weights.max_bytes, config.weights.grace_s
-            ),
+            WeightStore.open(config.weights),
             ArchitectureRegistry(config.architectures),
             RayPool(scorers, in_flight, config.scorer.load_timeout_s),
             in_flight,

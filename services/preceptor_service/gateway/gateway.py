@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from wsgiref.simple_server import WSGIServer
 
@@ -19,6 +20,7 @@ from preceptor_service.pipeline import Pipeline
 from preceptor_service.run_store import RunStore
 from preceptor_service.runs import RunRegistry
 from preceptor_service.scoring.pool import ScorerPool
+from preceptor_service.storage import check_storage
 from preceptor_service.weight_store import WeightStore
 
 
@@ -45,7 +47,7 @@ class Gateway:
         self._config = config
         self._pool = pool
         metrics = GatewayMetrics()
-        run_store = RunStore(config.weights.path)
+        run_store = RunStore.open(config.weights)
         runs = RunRegistry(config, run_store, weight_store, architectures, pool, forgotten=metrics.forget_run)
         pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
         self._metrics = metrics
@@ -65,8 +67,9 @@ class Gateway:
         """Listens for trainers and for Prometheus.
 
         Raises:
-            ConfigError: a port is taken.
+            ConfigError: a port is taken, or the store cannot be used from here.
         """
+        await asyncio.to_thread(check_storage, self._config.weights)
         metrics_port = self._serve_metrics()
         try:
             ports = Ports(await self._server.start(), metrics_port)

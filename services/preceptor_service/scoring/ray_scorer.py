@@ -27,9 +27,7 @@ class Scorer:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         config = parse_config(settings)
-        weight_store = WeightStore(
-            config.weights.path, config.weights.keep_versions, config.weights.max_bytes, config.weights.grace_s
-        )
+        weight_store = WeightStore.open(config.weights)
         engine = ScoringEngine(
             weight_store,
             ArchitectureRegistry(config.architectures),
@@ -41,7 +39,7 @@ class Scorer:
         self._pool = InProcessPool(engine)
         self._load_timeout_s = config.scorer.load_timeout_s
         self._gateway_load = GatewayLoad()
-        load_committed(engine, RunStore(config.weights.path), weight_store, config.scorer.model_bytes)
+        load_committed(engine, RunStore.open(config.weights), weight_store, config.scorer.model_bytes)
 
     async def losses(self, models: ScoringModels, batch: MicroBatch, waiting: tuple[str, int]) -> Losses:
         """Returns the losses of one micro-batch; see `ScorerPool.losses`.
