@@ -5,6 +5,7 @@ The Helm chart passes its `config:` through unchanged, so this module is also th
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import math
 import re
@@ -256,6 +257,11 @@ class ServiceConfig(_Section):
     def with_absolute_paths(self) -> ServiceConfig:
         """Returns the same settings, whose files are found from any directory."""
         return ServiceConfig.model_validate(_absolute(self.model_dump()))
+
+    @property
+    def digest(self) -> str:
+        """12 hexadecimal digits that tell one configuration from another."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
     @property
     def is_insecure(self) -> bool:

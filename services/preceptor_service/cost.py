@@ -1,8 +1,11 @@
-"""What a selected run costs beside a uniform one, in compute. Called by the demo; pure arithmetic."""
+"""What a selected run costs beside a uniform one, in compute. Pure arithmetic."""
 
 from __future__ import annotations
 
 import math
+
+PAPER_SAVINGS = 0.46
+"""Share of learner updates saved in classification, by the paper's abstract: what is expected where nothing is said."""
 
 
 def relative_compute(
@@ -11,10 +14,11 @@ def relative_compute(
     f_reference: float,
     ratio: float,
     charge_reference_training: float = 1.0,
+    charge_online_training: float = 1.0,
 ) -> float:
     """Returns the compute of a selected run over that of the uniform run that reaches the same quality.
 
-        (1 − s) · [1 + f + (ρ/3)(f + f_r)] + f_r · T_r
+        (1 − s) · [1 + f · T_o + (ρ/3)(f + f_r)] + f_r · T_r
 
     Below 1 selection pays for itself. A forward pass counts 1, a backward pass 2, so the learner's update of b examples
     is the 1; f trains the online model on the same b; (ρ/3)(f + f_r) is the forward pass of both over all B candidates.
@@ -26,6 +30,8 @@ def relative_compute(
         ratio: ρ = B / b, super-batch over sub-batch; 1 or above.
         charge_reference_training: T_r, examples the reference was trained on over those of the uniform run: 1 as in the
             paper's figure, 0 where it was there already, and what was really used where that is known.
+        charge_online_training: T_o, 1 where the online model is trained beside the learner as in the paper, 0 where
+            the scorers hold a copy of the learner itself.
 
     Returns:
         A ratio; 1 is the uniform run.
@@ -36,15 +42,42 @@ def relative_compute(
     Source: Evans et al., arXiv 2312.05328, the amortisation of its compute figure; the formula is ours and gives that
     figure's numbers.
     """
-    for name, value, least in (
-        ("f_online", f_online, 0.0),
-        ("f_reference", f_reference, 0.0),
-        ("ratio", ratio, 1.0),
-        ("charge_reference_training", charge_reference_training, 0.0),
-    ):
-        if not (math.isfinite(value) and value >= least):
-            raise ValueError(f"{name} is {value}; it must be {least:g} or above, and finite")
     if not (math.isfinite(savings) and savings < 1):
         raise ValueError(f"savings is {savings}; it must be below 1, and finite")
-    per_update = 1 + f_online + ratio / 3 * (f_online + f_reference)
-    return (1 - savings) * per_update + f_reference * charge_reference_training
+    training = _reference_training(f_reference, charge_reference_training)
+    return (1 - savings) * _per_update(f_online, f_reference, ratio, charge_online_training) + training
+
+
+def break_even_savings(
+    f_online: float,
+    f_reference: float,
+    ratio: float,
+    charge_reference_training: float = 1.0,
+    charge_online_training: float = 1.0,
+) -> float:
+    """Returns the share of learner updates that must be saved for `relative_compute` to be 1.
+
+        1 − (1 − f_r · T_r) / [1 + f · T_o + (ρ/3)(f + f_r)]
+
+    1 or above where no saving suffices. Arguments, errors and source as `relative_compute`.
+    """
+    training = _reference_training(f_reference, charge_reference_training)
+    return 1 - (1 - training) / _per_update(f_online, f_reference, ratio, charge_online_training)
+
+
+def _per_update(f_online: float, f_reference: float, ratio: float, charge_online_training: float) -> float:
+    _check("f_online", f_online, 0.0)
+    _check("f_reference", f_reference, 0.0)
+    _check("ratio", ratio, 1.0)
+    _check("charge_online_training", charge_online_training, 0.0)
+    return 1 + f_online * charge_online_training + ratio / 3 * (f_online + f_reference)
+
+
+def _reference_training(f_reference: float, charge_reference_training: float) -> float:
+    _check("charge_reference_training", charge_reference_training, 0.0)
+    return f_reference * charge_reference_training
+
+
+def _check(name: str, value: float, least: float) -> None:
+    if not (math.isfinite(value) and value >= least):
+        raise ValueError(f"{name} is {value}; it must be {least:g} or above, and finite")

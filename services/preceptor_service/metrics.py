@@ -1,100 +1,235 @@
-"""Every metric of a gateway, declared once. Served by prometheus-client from the gateway's own registry."""
+"""Every metric of a gateway, declared once. Served by prometheus-client from the gateway's own registry.
+
+`METRICS` is the table that `docs/metrics.md`, the rules and the dashboards are generated from or checked against.
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from preceptor.runs import seconds
-from preceptor.v1 import selection_pb2
+M = TypeVar("M", Counter, Gauge)
 
 _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-Metric = TypeVar("Metric", Counter, Gauge)
 
 STAGES = ("receive", "decode", "losses", "select", "total")
 """Stages of a super-batch, as in `StageTimings`."""
 
 
+@dataclass(frozen=True)
+class Metric:
+    """One line of the table.
+
+    Attributes:
+        name: without the prefix `preceptor_`, and without the `_total` that every counter ends in.
+        kind: its Prometheus type.
+        unit: of its value; `"1"` for a number, a share or a truth value.
+        labels: `run` has at most `limits.max_runs` values at once, and its series end with the run; every other label
+            has a fixed set of values.
+        meaning: one sentence.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    labels: tuple[str, ...]
+    meaning: str
+
+    @property
+    def exposed_name(self) -> str:
+        """The name in a query; of a histogram without `_bucket`, `_sum` and `_count`."""
+        return f"preceptor_{self.name}_total" if self.kind == "counter" else f"preceptor_{self.name}"
+
+
+METRICS: tuple[Metric, ...] = (
+    # Is selection keeping up?
+    Metric("super_batches", "counter", "1", ("run",), "Super-batches answered with a selection."),
+    Metric("candidates", "counter", "1", ("run",), "Candidates in answered super-batches."),
+    Metric("selected_examples", "counter", "1", ("run",), "Examples selected."),
+    Metric("selected_ratio", "gauge", "1", ("run",), "b / B of the last answer, from 0 to 1."),
+    Metric("last_answer_timestamp_seconds", "gauge", "seconds", ("run",), "When the last selection was answered."),
+    Metric("stage_latency_seconds", "histogram", "seconds", ("stage",), "Time of each stage of an answered one."),
+    Metric("select_streams", "gauge", "1", (), "Open Select streams."),
+    Metric("unanswered_super_batches", "gauge", "1", (), "Super-batches received whole and not answered."),
+    Metric("in_flight_bytes", "gauge", "bytes", (), "Bytes of super-batches received and not answered."),
+    # What waits on what?
+    Metric("stage_seconds", "counter", "seconds", ("run", "stage"), "Time spent in each stage, summed."),
+    Metric("micro_batches", "counter", "1", ("run",), "Micro-batches scored."),
+    Metric(
+        "micro_batch_wait_seconds",
+        "counter",
+        "seconds",
+        ("run",),
+        "Time that micro-batches waited at the gateway for gateway.in_flight_bytes, summed.",
+    ),
+    Metric(
+        "scorer_seconds",
+        "counter",
+        "seconds",
+        ("run", "part"),
+        "Time of micro-batches at scorers, summed: forward passes, loading weights, and queue with the way there.",
+    ),
+    Metric("micro_batches_waiting", "gauge", "1", (), "Micro-batches that wait at the gateway now."),
+    Metric("micro_batch_bytes", "gauge", "bytes", (), "Bytes of micro-batches at scorers now."),
+    Metric("micro_batch_limit_bytes", "gauge", "bytes", (), "The bound on them, gateway.in_flight_bytes."),
+    Metric("scorers", "gauge", "1", ("state",), "Scorers that are wanted (target) and that are running."),
+    # How stale?
+    Metric("learner_version", "gauge", "1", ("run",), "Learner version that new answers use."),
+    Metric("staleness_steps", "gauge", "1", ("run",), "Age of the learner copy at the last answer, in steps."),
+    Metric("max_staleness_steps", "gauge", "1", ("run",), "The run's bound on that age, where it has one."),
+    Metric("last_push_timestamp_seconds", "gauge", "seconds", ("run",), "When the learner copy in use was committed."),
+    Metric("weight_pushes", "counter", "1", ("run", "role"), "Weights committed, by role."),
+    Metric("weight_push_seconds", "counter", "seconds", ("run",), "Time from first byte to commit, summed."),
+    # Does it pay?
+    Metric(
+        "mean_score",
+        "gauge",
+        "1",
+        ("run", "of"),
+        "Mean score of the last answer's candidates, or selected.",
+    ),
+    Metric("scoring_flops", "counter", "1", ("run",), "Floating-point operations of forward passes that scored."),
+    Metric(
+        "forward_flops",
+        "gauge",
+        "1",
+        ("run", "model"),
+        "Floating-point operations of a forward pass of one example: learner, learner copy, reference.",
+    ),
+    Metric(
+        "break_even_savings_ratio",
+        "gauge",
+        "1",
+        ("run",),
+        "Share of learner updates that must be saved for selection to pay; 1 or above: it cannot.",
+    ),
+    Metric("expected_savings_ratio", "gauge", "1", ("run",), "Share of learner updates that the run expects to save."),
+    Metric("compute_ratio", "gauge", "1", ("run",), "Compute over that of uniform training, at the expected savings."),
+    Metric("compute_positive", "gauge", "1", ("run",), "1 where that is below 1, so that selection pays."),
+    # Who is throttled?
+    Metric("credit_waits", "counter", "1", ("run",), "Super-batches announced beyond the stream's credit."),
+    Metric("credit_wait_seconds", "counter", "seconds", ("run",), "Time that streams waited for credit."),
+    Metric("throttled_calls", "counter", "1", ("limit",), "Calls refused at a limit, by the setting that names it."),
+    Metric("max_select_streams", "gauge", "1", (), "The bound on open Select streams, gateway.max_streams."),
+    # What falls back?
+    Metric(
+        "fallbacks",
+        "counter",
+        "1",
+        ("run", "reason"),
+        "Answers drawn uniformly by the run's policies: stale copy, deadline, scorers lost.",
+    ),
+    Metric("non_finite_scores", "counter", "1", ("run",), "Candidates left out: score not finite."),
+    Metric("rescored_micro_batches", "counter", "1", ("run",), "Micro-batches scored again: scorer lost or too slow."),
+    # What fails?
+    Metric(
+        "failed_super_batches",
+        "counter",
+        "1",
+        ("run", "code"),
+        "Super-batches answered with a failure.",
+    ),
+    Metric("failed_weight_pushes", "counter", "1", ("run", "code"), "Pushes of weights that failed, by status code."),
+    Metric("errors", "counter", "1", ("method", "code"), "Calls ended with an error, by status code."),
+    Metric("store_up", "gauge", "1", (), "1 where the weight store could be written to and read a moment ago."),
+    Metric("store_free_bytes", "gauge", "bytes", (), "Room left in the weight store; absent for an object store."),
+    Metric("credential_reload_failures", "counter", "1", ("source",), "Changed files or keys that could not be used."),
+    Metric(
+        "certificate_expiry_timestamp_seconds",
+        "gauge",
+        "seconds",
+        ("certificate",),
+        "When a certificate in use ends, since the epoch.",
+    ),
+    Metric("insecure", "gauge", "1", (), "1 where others than this machine may call without saying who they are."),
+    # What runs here?
+    Metric("build_info", "gauge", "1", ("version", "config"), "1; the version, and a digest of the configuration."),
+    Metric("deployment_updating", "gauge", "1", ("deployment",), "1 while Serve replaces replicas of a deployment."),
+    Metric("draining", "gauge", "1", (), "1 once the gateway finishes what it accepted and takes nothing new."),
+)
+"""Every metric, by the question that it answers."""
+
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
 class GatewayMetrics:
-    """The gateway's metrics; thread-safe. Label `run` has at most `limits.max_runs` values at once."""
+    """The gateway's metrics, an attribute each; thread-safe."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._per_run: list[Counter | Gauge] = []
-        run = ("run",)
-        self.super_batches = self._counter("super_batches", "Super-batches answered with a selection.", run)
-        self.candidates = self._counter("candidates", "Candidates in answered super-batches.", run)
-        self.selected = self._counter("selected_examples", "Examples selected.", run)
-        self.fallbacks = self._counter("fallbacks", "Answers drawn uniformly by the run's policies.", run)
-        self.non_finite = self._counter("non_finite_scores", "Candidates left out: score not finite.", run)
-        self.rescored = self._counter("rescored_micro_batches", "Micro-batches scored again: scorer lost.", run)
-        self.failures = self._counter(
-            "failed_super_batches", "Super-batches answered with a failure, by status code.", ("run", "code")
-        )
-        self.errors = self._counter("errors", "Calls ended with an error, by status code.", ("method", "code"))
-        self.stage_latency = Histogram(
-            "preceptor_stage_latency_seconds",
-            "Time of each stage of an answered super-batch.",
-            ("stage",),
-            buckets=_LATENCY_BUCKETS,
-            registry=self.registry,
-        )
-        self.stage_seconds = self._counter("stage_seconds", "Time spent in each stage, summed.", ("run", "stage"))
-        self.forward_seconds = self._counter("forward_seconds", "Time of forward passes on scorers, summed.", run)
-        self.in_flight_bytes = self._gauge("in_flight_bytes", "Bytes of super-batches received and not answered.")
-        self.streams = self._gauge("select_streams", "Open Select streams.")
-        self.credit_waits = self._counter("credit_waits", "Super-batches announced beyond the stream's credit.", run)
-        self.credit_wait_seconds = self._counter("credit_wait_seconds", "Time that streams waited for credit.", run)
-        self.learner_version = self._gauge("learner_version", "Learner version that new answers use.", run)
-        self.staleness = self._gauge("staleness_steps", "Age of the learner copy at the last answer, in steps.", run)
-        self.selected_ratio = self._gauge("selected_ratio", "b / B of the last answer, from 0 to 1.", run)
-        self.insecure = self._gauge(
-            "insecure", "1 where others than this machine may call without saying who they are."
-        )
-        self.certificate_expiry = self._gauge(
-            "certificate_expiry_timestamp_seconds", "When a certificate in use ends, since the epoch.", ("certificate",)
-        )
-        self.credential_failures = self._counter(
-            "credential_reload_failures", "Changed files or keys that could not be used, by source.", ("source",)
-        )
-        self.pushes = self._counter("weight_pushes", "Weights committed, by role.", ("run", "role"))
-        self.push_seconds = self._counter("weight_push_seconds", "Time from first byte to commit, summed.", run)
-
-    def count_selection(
-        self, run_id: str, header: selection_pb2.SuperBatchHeader, answer: selection_pb2.Selection
-    ) -> None:
-        """Counts one answered super-batch."""
-        self.super_batches.labels(run_id).inc()
-        self.candidates.labels(run_id).inc(header.row_count)
-        self.selected.labels(run_id).inc(header.sub_batch_size)
-        self.fallbacks.labels(run_id).inc(answer.is_fallback)
-        self.non_finite.labels(run_id).inc(answer.non_finite_count)
-        self.rescored.labels(run_id).inc(answer.timings.rescored_micro_batches)
-        self.forward_seconds.labels(run_id).inc(seconds(answer.timings.forward))
-        self.selected_ratio.labels(run_id).set(header.sub_batch_size / header.row_count)
-        for stage in STAGES:
-            spent = seconds(getattr(answer.timings, stage))
-            self.stage_latency.labels(stage).observe(spent)
-            self.stage_seconds.labels(run_id, stage).inc(spent)
-
-    def show_learner(self, run_id: str, version: int, staleness_steps: int) -> None:
-        """Shows the learner version of the last answer, or the one that was too old for it."""
-        self.learner_version.labels(run_id).set(version)
-        self.staleness.labels(run_id).set(staleness_steps)
+        self.super_batches = self._counter("super_batches")
+        self.candidates = self._counter("candidates")
+        self.selected = self._counter("selected_examples")
+        self.selected_ratio = self._gauge("selected_ratio")
+        self.last_answer = self._gauge("last_answer_timestamp_seconds")
+        self.stage_latency = self._histogram("stage_latency_seconds")
+        self.streams = self._gauge("select_streams")
+        self.unanswered = self._gauge("unanswered_super_batches")
+        self.in_flight_bytes = self._gauge("in_flight_bytes")
+        self.stage_seconds = self._counter("stage_seconds")
+        self.micro_batches = self._counter("micro_batches")
+        self.micro_batch_wait_seconds = self._counter("micro_batch_wait_seconds")
+        self.scorer_seconds = self._counter("scorer_seconds")
+        self.micro_batches_waiting = self._gauge("micro_batches_waiting")
+        self.micro_batch_bytes = self._gauge("micro_batch_bytes")
+        self.micro_batch_limit_bytes = self._gauge("micro_batch_limit_bytes")
+        self.scorers = self._gauge("scorers")
+        self.learner_version = self._gauge("learner_version")
+        self.staleness = self._gauge("staleness_steps")
+        self.max_staleness = self._gauge("max_staleness_steps")
+        self.last_push = self._gauge("last_push_timestamp_seconds")
+        self.pushes = self._counter("weight_pushes")
+        self.push_seconds = self._counter("weight_push_seconds")
+        self.mean_score = self._gauge("mean_score")
+        self.scoring_flops = self._counter("scoring_flops")
+        self.forward_flops = self._gauge("forward_flops")
+        self.break_even_savings = self._gauge("break_even_savings_ratio")
+        self.expected_savings = self._gauge("expected_savings_ratio")
+        self.compute_ratio = self._gauge("compute_ratio")
+        self.compute_positive = self._gauge("compute_positive")
+        self.credit_waits = self._counter("credit_waits")
+        self.credit_wait_seconds = self._counter("credit_wait_seconds")
+        self.throttled = self._counter("throttled_calls")
+        self.max_streams = self._gauge("max_select_streams")
+        self.fallbacks = self._counter("fallbacks")
+        self.non_finite = self._counter("non_finite_scores")
+        self.rescored = self._counter("rescored_micro_batches")
+        self.failures = self._counter("failed_super_batches")
+        self.failed_pushes = self._counter("failed_weight_pushes")
+        self.errors = self._counter("errors")
+        self.store_up = self._gauge("store_up")
+        self.store_free_bytes = self._gauge("store_free_bytes")
+        self.credential_failures = self._counter("credential_reload_failures")
+        self.certificate_expiry = self._gauge("certificate_expiry_timestamp_seconds")
+        self.insecure = self._gauge("insecure")
+        self.build_info = self._gauge("build_info")
+        self.deployment_updating = self._gauge("deployment_updating")
+        self.draining = self._gauge("draining")
 
     def forget_run(self, run_id: str) -> None:
         """Drops every series of a deleted run."""
         for metric in self._per_run:
             metric.remove_by_labels({"run": run_id})
 
-    def _counter(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Counter:
-        return self._tracked(Counter(f"preceptor_{name}", meaning, labels, registry=self.registry), labels)
+    def _counter(self, name: str) -> Counter:
+        metric = _BY_NAME[name]
+        counter = Counter(f"preceptor_{name}", metric.meaning, metric.labels, registry=self.registry)
+        return self._tracked(counter, metric)
 
-    def _gauge(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Gauge:
-        return self._tracked(Gauge(f"preceptor_{name}", meaning, labels, registry=self.registry), labels)
+    def _gauge(self, name: str) -> Gauge:
+        metric = _BY_NAME[name]
+        return self._tracked(Gauge(f"preceptor_{name}", metric.meaning, metric.labels, registry=self.registry), metric)
 
-    def _tracked(self, metric: Metric, labels: tuple[str, ...]) -> Metric:
-        if "run" in labels:
-            self._per_run.append(metric)
-        return metric
+    def _histogram(self, name: str) -> Histogram:
+        metric = _BY_NAME[name]
+        return Histogram(
+            f"preceptor_{name}", metric.meaning, metric.labels, buckets=_LATENCY_BUCKETS, registry=self.registry
+        )
+
+    def _tracked(self, series: M, metric: Metric) -> M:
+        if "run" in metric.labels:
+            self._per_run.append(series)
+        return series

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from preceptor_service.schedule import count_by_score
 from preceptor_service.scoring.pool import Losses, MicroBatch, ScorerLostError, ScorerPool, ScoringModels
 from preceptor_service.super_batch import Body, SuperBatch, decode
 
+FallbackReason = Literal["stale", "deadline", "scorers"]
+"""Why a draw was uniform: the learner copy was too old, the answer would have been too late, scorers were lost."""
+
 _RESCORE_WAITS_S = (0.0, 0.1, 0.3, 1.0, 1.0)
 """Pauses after each try of one micro-batch. One that kills every scorer it meets must not go on for ever."""
 _ROWS_DRAWN_HERE = 16_384
@@ -31,13 +35,33 @@ _ROWS_DRAWN_HERE = 16_384
 
 @dataclass
 class Stages:
-    """Seconds spent on one super-batch, by stage, and how many of its micro-batches were rescored."""
+    """Where the time of one super-batch went, in seconds.
+
+    Attributes:
+        decode_s, losses_s, select_s: the stages, one after the other.
+        wait_s: micro-batches waiting for the budget of bytes in flight, summed.
+        forward_s, load_s: forward passes and loads of weights at scorers, summed over micro-batches.
+        queue_s: the rest of their time at scorers and on the way there and back, summed.
+        micro_batches: how many were scored.
+        rescored_micro_batches: how many of them more than once.
+    """
 
     decode_s: float = 0.0
     losses_s: float = 0.0
     select_s: float = 0.0
+    wait_s: float = 0.0
     forward_s: float = 0.0
+    load_s: float = 0.0
+    queue_s: float = 0.0
+    micro_batches: int = 0
     rescored_micro_batches: int = 0
+
+    def count(self, losses: Losses, called_s: float) -> None:
+        """Counts a micro-batch whose losses came `called_s` after it was handed to a scorer."""
+        self.micro_batches += 1
+        self.forward_s += losses.forward_s
+        self.load_s += losses.load_s
+        self.queue_s += max(0.0, called_s - losses.forward_s - losses.load_s)
 
 
 @dataclass(frozen=True)
@@ -71,15 +95,21 @@ class Scored:
 class Selected:
     """The sub-batch: int64 `[b]` positions in the order drawn, and the float32 `[B]` scores behind it.
 
-    `scores` is empty where nothing was scored, and the draw was uniform: as a fallback, or by the run's schedule.
+    `scores` is empty where nothing was scored, and the draw was uniform: as a fallback, for the reason that is given, or
+    by the run's schedule.
     """
 
     indices: NDArray[np.int64]
     scores: NDArray[np.float32]
     pinned: Pinned
-    is_fallback: bool
+    fallback: FallbackReason | None
     non_finite_count: int
     stages: Stages = field(default_factory=Stages)
+
+    @property
+    def is_fallback(self) -> bool:
+        """Whether nothing was scored, or not in time."""
+        return self.fallback is not None
 
 
 class Pipeline:
@@ -125,13 +155,14 @@ class Pipeline:
         if by_score == 0:
             return _drawn_uniformly(run, pinned, super_batch, draw, stages)
         if pinned.is_too_stale and run.spec.on_stale == "uniform":
-            return _drawn_uniformly(run, pinned, super_batch, draw, stages, is_fallback=True)
+            return _drawn_uniformly(run, pinned, super_batch, draw, stages, fallback="stale")
         try:
             scored = await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages)
-        except (DeadlineExceededError, ScorersUnavailableError):
+        except (DeadlineExceededError, ScorersUnavailableError) as error:
             if run.spec.on_deadline == "raise":
                 raise
-            return _drawn_uniformly(run, pinned, super_batch, draw, stages, is_fallback=True)
+            reason: FallbackReason = "deadline" if isinstance(error, DeadlineExceededError) else "scorers"
+            return _drawn_uniformly(run, pinned, super_batch, draw, stages, fallback=reason)
         return await _drawn(run, pinned, scored, draw, by_score, stages)
 
     async def score(self, run: ActiveRun, pinned: Pinned, arrived: Arrived) -> tuple[Scored, Stages]:
@@ -188,16 +219,20 @@ class Pipeline:
             for task in tasks:
                 task.cancel()
         stages.losses_s = time.perf_counter() - started
-        stages.forward_s = sum(part.forward_s for part in losses)
         return losses
 
     async def _losses_of_one(self, models: ScoringModels, micro_batch: MicroBatch, stages: Stages) -> Losses:
         """Scores one micro-batch; where its scorer is lost or too slow, again and elsewhere."""
         for wait_s in _RESCORE_WAITS_S:
+            queued = time.perf_counter()
             async with self._in_flight.hold(micro_batch.nbytes):
+                called = time.perf_counter()
+                stages.wait_s += called - queued
                 try:
                     async with asyncio.timeout(self._micro_batch_timeout_s):
-                        return await self._pool.losses(models, micro_batch)
+                        losses = await self._pool.losses(models, micro_batch)
+                    stages.count(losses, time.perf_counter() - called)
+                    return losses
                 except (ScorerLostError, TimeoutError):
                     stages.rescored_micro_batches += 1
             await asyncio.sleep(wait_s)
@@ -222,7 +257,7 @@ async def _drawn(run: ActiveRun, pinned: Pinned, scored: Scored, draw: Draw, by_
     indices = _indices(*drawing) if here else await asyncio.to_thread(_indices, *drawing)
     non_finite = len(scores) - int(np.count_nonzero(np.isfinite(scores)))
     stages.select_s = time.perf_counter() - started
-    return Selected(indices, scores, pinned, False, non_finite, stages)
+    return Selected(indices, scores, pinned, None, non_finite, stages)
 
 
 def _indices(run: ActiveRun, scores: NDArray[np.float32], draw: Draw, by_score: int) -> NDArray[np.int64]:
@@ -234,12 +269,17 @@ def _indices(run: ActiveRun, scores: NDArray[np.float32], draw: Draw, by_score: 
 
 
 def _drawn_uniformly(
-    run: ActiveRun, pinned: Pinned, super_batch: SuperBatch, draw: Draw, stages: Stages, is_fallback: bool = False
+    run: ActiveRun,
+    pinned: Pinned,
+    super_batch: SuperBatch,
+    draw: Draw,
+    stages: Stages,
+    fallback: FallbackReason | None = None,
 ) -> Selected:
     """Unscored: as a fallback, which is marked, or because the run's schedule says so."""
     noise = uniforms(run.spec.seed, run.run_id, draw.step, draw.rank, super_batch.rows)
     indices = selectors.uniform(np.zeros(super_batch.rows, np.float32), draw.sub_batch_size, noise, 1.0)
-    return Selected(indices, np.empty(0, np.float32), pinned, is_fallback, 0, stages)
+    return Selected(indices, np.empty(0, np.float32), pinned, fallback, 0, stages)
 
 
 def _joined(parts: list[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:

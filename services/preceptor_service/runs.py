@@ -20,6 +20,7 @@ from preceptor.errors import (
 )
 from preceptor.runs import RunSpec
 from preceptor_service.config import ServiceConfig
+from preceptor_service.cost_meter import Cost, ForwardFlops, cost_of
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
 from preceptor_service.run_store import RunRecord, RunStore
@@ -29,11 +30,12 @@ from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels
 from preceptor_service.scoring.run_models import architecture_of, scoring_models
 from preceptor_service.selectors import SELECTORS, Selector
 from preceptor_service.spec_checks import RUN_ID, check_spec
-from preceptor_service.tasks import Columns, run_columns
+from preceptor_service.tasks import Columns, count_flops, run_columns
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 
 _REFRESH_S = 0.5
 _POLL_S = 0.05
+_UNKNOWN_FLOPS = ForwardFlops()
 
 
 @dataclass
@@ -67,6 +69,7 @@ class ActiveRun:
     record: RunRecord
     columns: Columns
     deadline_s: float
+    flops: ForwardFlops = _UNKNOWN_FLOPS
     learner: WeightsVersion | None = None
     reference: WeightsVersion | None = None
     counters: RunCounters = field(default_factory=RunCounters)
@@ -99,6 +102,11 @@ class ActiveRun:
     def selector(self) -> Selector:
         """From scores to indices."""
         return SELECTORS[self.spec.selector]
+
+    @property
+    def cost(self) -> Cost | None:
+        """Whether selection pays, by what this gateway answered; None where that cannot be said."""
+        return cost_of(self.spec, self.rule, self.flops, self.counters.candidates, self.counters.selected)
 
     def models(self, learner: WeightsVersion | None) -> ScoringModels:
         """Returns what scorers need to score under `learner` and the run's reference."""
@@ -154,10 +162,10 @@ class RunRegistry:
             InvalidWeightsError: that reference does not fit the run's architecture.
             OverloadedError: too many runs.
         """
-        columns = await asyncio.to_thread(self._checked, spec)
+        columns, flops = await asyncio.to_thread(self._checked, spec)
         record = RunRecord(spec, time.time(), self._micro_batch_rows(columns), owner)
         record = await asyncio.to_thread(self._store, record)
-        return await self._activate(record, columns)
+        return await self._activate(record, columns, flops)
 
     async def get(self, run_id: str) -> ActiveRun:
         """Returns a run with its latest committed weights.
@@ -176,8 +184,8 @@ class RunRegistry:
         if not RUN_ID.fullmatch(run_id):
             raise RunNotFoundError(f"there is no run {run_id[:64]!r}; a run id matches {RUN_ID.pattern}")
         record = await asyncio.to_thread(self._run_store.read, run_id)
-        columns = await asyncio.to_thread(self._checked, record.spec)
-        return await self._activate(record, columns)
+        columns, flops = await asyncio.to_thread(self._checked, record.spec)
+        return await self._activate(record, columns, flops)
 
     async def list(self) -> list[ActiveRun]:
         """Returns all runs by run id; a run whose record is damaged or disappears is left out."""
@@ -324,13 +332,13 @@ class RunRegistry:
             self._weight_store.head(run_id, "reference"),
         )
 
-    async def _activate(self, record: RunRecord, columns: Columns) -> ActiveRun:
+    async def _activate(self, record: RunRecord, columns: Columns, flops: ForwardFlops) -> ActiveRun:
         deadline_s = record.spec.deadline_s or self._config.gateway.deadline_s
         run = self._active.get(record.spec.run_id)
         if run is not None and run.record != record:
             self._forget(run)
         if run is None or run.record != record:
-            run = self._active[record.spec.run_id] = ActiveRun(record, columns, deadline_s)
+            run = self._active[record.spec.run_id] = ActiveRun(record, columns, deadline_s, flops)
         await self._refresh(run)
         return run
 
@@ -346,7 +354,9 @@ class RunRegistry:
     def _store(self, record: RunRecord) -> RunRecord:
         run_id, limit = record.spec.run_id, self._config.limits.max_runs
         if not self._run_store.exists(run_id) and len(self._run_store.list()) >= limit:
-            raise OverloadedError(f"the service holds {limit} runs, its limit; delete some first")
+            raise OverloadedError(
+                f"the service holds {limit} runs, its limit; delete some first", limit="limits.max_runs"
+            )
         digest = record.spec.reference_digest
         if digest is not None:
             outline = self._architectures.outline(*architecture_of(record.spec, "reference"))
@@ -361,20 +371,22 @@ class RunRegistry:
         fitting = self._config.gateway.in_flight_bytes // sum(column.row_bytes for column in columns)
         return max(1, min(self._config.scorer.micro_batch_rows, fitting))
 
-    def _checked(self, spec: RunSpec) -> Columns:
-        """Returns the columns of a spec whose every setting is in range."""
+    def _checked(self, spec: RunSpec) -> tuple[Columns, ForwardFlops]:
+        """Returns columns and operations of a spec whose every setting is in range."""
         check_spec(spec)
-        learner = run_columns(spec.task, self._architectures.outline(spec.model, spec.model_config))
+        outline = self._architectures.outline(spec.model, spec.model_config)
+        columns = run_columns(spec.task, outline)
+        learner_copy = reference = count_flops(spec.task, outline, columns)
         if spec.reference_model is not None:
-            reference = run_columns(
-                spec.task, self._architectures.outline(spec.reference_model, spec.reference_model_config)
-            )
-            if reference != learner:
+            outline = self._architectures.outline(spec.reference_model, spec.reference_model_config)
+            reads = run_columns(spec.task, outline)
+            if reads != columns:
                 raise InvalidRunError(
                     "model and reference_model read different super-batches: "
-                    f"{learner} and {reference}; give them the same inputs and classes"
+                    f"{columns} and {reads}; give them the same inputs and classes"
                 )
-        return learner
+            reference = count_flops(spec.task, outline, columns)
+        return columns, ForwardFlops(learner_copy, reference)
 
 
 def _version(version: WeightsVersion | None) -> int:

@@ -14,6 +14,8 @@ from preceptor_service.tasks import TASKS
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _TEMPERATURE = (1e-6, 1e6)
 _DEADLINE_S = (1e-3, 3600.0)
+_FLOPS = (1.0, 1e18)
+_SAVINGS = (-10.0, 0.99)
 _INT64_MAX = 2**63 - 1
 _MAX_SETTINGS = 64
 _MAX_LIST = 64
@@ -43,6 +45,10 @@ def check_spec(spec: RunSpec) -> None:
         _check_range("max_staleness_steps", spec.max_staleness_steps, 0, _INT64_MAX)
     if spec.deadline_s is not None:
         _check_range("deadline_s", spec.deadline_s, *_DEADLINE_S)
+    if spec.learner_flops is not None:
+        _check_range("learner_flops", spec.learner_flops, *_FLOPS)
+    if spec.expected_savings is not None:
+        _check_range("expected_savings", spec.expected_savings, *_SAVINGS)
     _check_schedule(spec)
 
 

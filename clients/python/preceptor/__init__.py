@@ -6,7 +6,7 @@ The errors are in `preceptor.errors`, the loader for torch in `preceptor.torch`.
 torch nor ray.
 """
 
-from preceptor.answers import PushedWeights, RunStatus, Scores, Selection, Timings
+from preceptor.answers import PushedWeights, RunCost, RunStatus, Scores, Selection, Timings
 from preceptor.channel import Tls
 from preceptor.client import Run, SelectionClient
 from preceptor.errors import PreceptorError
@@ -16,6 +16,7 @@ __all__ = [
     "PreceptorError",
     "PushedWeights",
     "Run",
+    "RunCost",
     "RunSpec",
     "RunStatus",
     "Scores",

@@ -105,6 +105,29 @@ class PushedWeights:
 
 
 @dataclass(frozen=True)
+class RunCost:
+    """What selection costs beside uniform training: a prediction from counted operations.
+
+    Attributes:
+        learner_flops: floating-point operations of one forward pass of the learner on one example.
+        learner_copy_flops: the same of the learner copy; 0 where the score rule needs none.
+        reference_flops: the same of the reference; 0 where the score rule needs none.
+        ratio: B / b over all answers so far.
+        break_even_savings: share of learner updates that must be saved for selection to pay; 1 or above: it cannot.
+        expected_savings: share that is expected to be saved.
+        compute_ratio: compute over that of uniform training at `expected_savings`; it pays below 1.
+    """
+
+    learner_flops: float
+    learner_copy_flops: float
+    reference_flops: float
+    ratio: float
+    break_even_savings: float
+    expected_savings: float
+    compute_ratio: float
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """A run as the answering gateway sees it; counters are of that gateway since it started.
 
@@ -121,6 +144,8 @@ class RunStatus:
         selected: examples selected.
         fallbacks: answers that fell back to uniform selection.
         failures: super-batches that ended in an error.
+        cost: whether selection pays; None before the first answer, for a score rule that costs nothing, and where
+            the operations cannot be counted.
     """
 
     spec: RunSpec
@@ -135,6 +160,7 @@ class RunStatus:
     selected: int
     fallbacks: int
     failures: int
+    cost: RunCost | None
 
 
 def timings_from_proto(message: selection_pb2.StageTimings) -> Timings:

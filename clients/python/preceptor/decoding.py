@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from preceptor.answers import PushedWeights, RunStatus, Scores, Selection, timings_from_proto
+from preceptor.answers import PushedWeights, RunCost, RunStatus, Scores, Selection, timings_from_proto
 from preceptor.errors import InternalError
 from preceptor.runs import RunSpec, spec_from_proto
 from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
@@ -66,6 +66,7 @@ def status_from_proto(message: run_pb2.Run) -> RunStatus:
         selected=message.selected,
         fallbacks=message.fallbacks,
         failures=message.failures,
+        cost=_cost_from_proto(message.cost) if message.HasField("cost") else None,
     )
 
 
@@ -89,6 +90,18 @@ def pushed_from_proto(message: weights_pb2.PushWeightsResponse) -> PushedWeights
         digest=message.version.digest,
         replicas_loaded=message.replicas_loaded,
         replicas_asked=message.replicas_asked,
+    )
+
+
+def _cost_from_proto(message: run_pb2.RunCost) -> RunCost:
+    return RunCost(
+        learner_flops=message.learner_flops,
+        learner_copy_flops=message.learner_copy_flops,
+        reference_flops=message.reference_flops,
+        ratio=message.ratio,
+        break_even_savings=message.break_even_savings,
+        expected_savings=message.expected_savings,
+        compute_ratio=message.compute_ratio,
     )
 
 

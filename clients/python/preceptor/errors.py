@@ -149,9 +149,17 @@ class TooLargeError(ResourceExhaustedError):
 
 
 class OverloadedError(ResourceExhaustedError):
-    """Too many streams, runs or bytes at once; try again later."""
+    """Too many streams, runs or bytes at once; try again later.
+
+    Attributes:
+        limit: inside the service the setting that was reached, e.g. `"gateway.max_streams"`; for a trainer None.
+    """
 
     reason = "OVERLOADED"
+
+    def __init__(self, message: str, limit: str | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class DiskFullError(ResourceExhaustedError):

@@ -53,6 +53,9 @@ class RunSpec:
         deadline_s: seconds from the last byte of a super-batch to its answer; None: the service's
             configured limit.
         on_deadline: at the deadline `"raise"` `DeadlineExceededError` or select `"uniform"`ly.
+        learner_flops: floating-point operations of one forward pass of your learner on one example, for the cost
+            meter (`RunStatus.cost`); `preceptor.torch.forward_flops` counts them. None: `model` is the learner itself.
+        expected_savings: share of learner updates that you expect to save, below 1; None: the paper's 0.46.
         select_from_step: steps before it are drawn uniformly and not scored; 0 or above.
         select_until_step: steps from it on are drawn uniformly and not scored; above `select_from_step`; None: no end.
         warm_up_steps: steps over which the share of the sub-batch that is drawn by score grows from 0, at
@@ -77,6 +80,8 @@ class RunSpec:
     on_stale: StalePolicy = "uniform"
     deadline_s: float | None = None
     on_deadline: DeadlinePolicy = "raise"
+    learner_flops: float | None = None
+    expected_savings: float | None = None
     select_from_step: int = 0
     select_until_step: int | None = None
     warm_up_steps: int = 0
@@ -109,6 +114,8 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
         max_staleness_steps=spec.max_staleness_steps,
         on_stale=_STALE_POLICIES[spec.on_stale],
         on_deadline=_DEADLINE_POLICIES[spec.on_deadline],
+        learner_flops=spec.learner_flops,
+        expected_savings=spec.expected_savings,
         select_from_step=spec.select_from_step,
         select_until_step=spec.select_until_step,
         warm_up_steps=spec.warm_up_steps,
@@ -144,6 +151,8 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         on_stale=_stale_policy(message),
         deadline_s=seconds(message.deadline) if message.HasField("deadline") else None,
         on_deadline=_policy("on_deadline", _DEADLINE_POLICIES, message.on_deadline),
+        learner_flops=message.learner_flops if message.HasField("learner_flops") else None,
+        expected_savings=message.expected_savings if message.HasField("expected_savings") else None,
         select_from_step=message.select_from_step,
         select_until_step=message.select_until_step if message.HasField("select_until_step") else None,
         warm_up_steps=message.warm_up_steps,

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
 
 from preceptor.answers import Selection
 from preceptor.batches import EXAMPLE_ID
@@ -304,6 +305,30 @@ class SelectingLoader:
 
     def _state_of_loader(self) -> Any:
         return self.loader.state_dict() if isinstance(self.loader, _Stateful) else None
+
+
+def forward_flops(model: torch.nn.Module, *inputs: torch.Tensor) -> float:
+    """Counts the floating-point operations of one forward pass of `model` per example, for `RunSpec.learner_flops`.
+
+    Runs `model(*inputs)` once, in evaluation mode and without gradients; a multiplication and an addition are two.
+
+    Args:
+        model: your learner; its mode is as before afterwards.
+        inputs: what it takes, each `[N, ...]`.
+
+    Raises:
+        ValueError: there are no inputs, or the first has no rows.
+    """
+    rows = len(inputs[0]) if inputs and inputs[0].dim() else 0
+    if not rows:
+        raise ValueError("give the inputs of at least one example, each with rows first: [N, ...]")
+    was_training = model.training
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(*inputs)
+    finally:
+        model.train(was_training)
+    return float(counter.get_total_flops() / rows)
 
 
 def _row_count(batch: Any) -> int:

@@ -11,8 +11,10 @@ from prometheus_client import start_http_server
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import ConfigError, ServiceConfig
 from preceptor_service.gateway.access import GatewayAccess
+from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.selection_service import SelectionService
 from preceptor_service.gateway.server import GatewayServer
+from preceptor_service.gateway.watch import GatewayWatch
 from preceptor_service.gateway.weights_service import WeightsService
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.models import ArchitectureRegistry
@@ -50,12 +52,14 @@ class Gateway:
         run_store = RunStore.open(config.weights)
         runs = RunRegistry(config, run_store, weight_store, architectures, pool, forgotten=metrics.forget_run)
         pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
+        recorder = Recorder(metrics)
         self._metrics = metrics
         self._metrics_server: WSGIServer | None = None
+        self._watch = GatewayWatch(config, pool, weight_store, in_flight, metrics)
         self._access = GatewayAccess(config, run_store, weight_store, metrics)
         self._server = GatewayServer(
-            SelectionService(runs, pipeline, config.gateway, metrics),
-            WeightsService(runs, weight_store, metrics),
+            SelectionService(runs, pipeline, config.gateway, metrics, recorder),
+            WeightsService(runs, weight_store, recorder),
             self._access.guard,
             self._access.tls,
             config.gateway,
@@ -77,11 +81,13 @@ class Gateway:
             self._close_metrics()
             raise
         self._access.start()
+        self._watch.start()
         return ports
 
     async def stop(self) -> None:
         """Finishes what was accepted, then stops listening and closes the pool."""
         await self._server.drain()
+        await self._watch.stop()
         await self._access.stop()
         self._close_metrics()
         await self._pool.close()

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from preceptor.errors import InvalidMessageError, PreceptorError
+from preceptor.errors import InvalidMessageError, OverloadedError, PreceptorError
 from preceptor.wire import Method, methods
 from preceptor_service.gateway.guard import Guard
 from preceptor_service.gateway.status import abort, as_preceptor_error
@@ -57,6 +57,8 @@ def _handler(
         except Exception as error:  # noqa: BLE001 - the edge: nothing may cross it untranslated
             raised = as_preceptor_error(error, method.name)
         metrics.errors.labels(method=method.name, code=raised.code).inc()
+        if isinstance(raised, OverloadedError) and raised.limit is not None:
+            metrics.throttled.labels(raised.limit).inc()
         return await abort(context, raised)
 
     kinds = {

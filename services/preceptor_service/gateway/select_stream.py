@@ -25,6 +25,7 @@ from preceptor_service.config import GatewayConfig
 from preceptor_service.gateway import translate
 from preceptor_service.gateway.answer_cache import AnswerCache, StepKey
 from preceptor_service.gateway.body import Body, check_body_bytes, check_rows
+from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.status import as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.pipeline import Arrived, Draw, Pipeline
@@ -63,6 +64,7 @@ class SelectStream:
         answers: AnswerCache,
         config: GatewayConfig,
         metrics: GatewayMetrics,
+        recorder: Recorder,
     ) -> None:
         self._run = run
         self._observed_version = observed_version
@@ -70,9 +72,11 @@ class SelectStream:
         self._answers = answers
         self._config = config
         self._metrics = metrics
+        self._recorder = recorder
         self._pending: asyncio.Queue[_Pending | None] = asyncio.Queue(_MAX_SUPER_BATCHES)
         self._tasks: set[asyncio.Task[selection_pb2.SelectResponse]] = set()
         self._unanswered_bytes = 0
+        self._unanswered = 0
         self._starved_since: float | None = None
 
     async def serve(
@@ -116,6 +120,7 @@ class SelectStream:
                 if task is not None:
                     task.cancel()
             self._metrics.in_flight_bytes.dec(self._unanswered_bytes)
+            self._metrics.unanswered.dec(self._unanswered)
 
     async def _read(self, requests: AsyncIterator[selection_pb2.SelectRequest]) -> None:
         arriving: _Arriving | None = None
@@ -137,7 +142,7 @@ class SelectStream:
         check_body_bytes(header.body_bytes, self._config)
         if self._unanswered_bytes + header.body_bytes > self._config.window_bytes:
             self._starved_since = time.perf_counter()
-            self._metrics.credit_waits.labels(self._run.run_id).inc()
+            self._recorder.waits_for_credit(self._run)
         return _Arriving(header, Body(header.body_bytes))
 
     def _receive(self, arriving: _Arriving, chunk: selection_pb2.Chunk) -> None:
@@ -176,6 +181,8 @@ class SelectStream:
         except Exception as error:  # noqa: BLE001 - one super-batch fails, the stream lives on
             pinned = as_preceptor_error(error, "Select")
         answer = asyncio.create_task(self._answer(arriving, pinned, deadline))
+        self._unanswered += 1
+        self._metrics.unanswered.inc()
         self._tasks.add(answer)
         answer.add_done_callback(self._tasks.discard)
         await self._pending.put(_Pending(answer, header.body_bytes))
@@ -192,9 +199,7 @@ class SelectStream:
             return selection_pb2.SelectResponse(selection=await self._select(arriving, pinned, deadline))
         except Exception as error:  # noqa: BLE001 - one super-batch fails, the stream lives on
             failed = as_preceptor_error(error, "Select")
-        if not self._run.deleted.is_set():
-            self._run.counters.failures += 1
-            self._metrics.failures.labels(self._run.run_id, failed.code).inc()
+        self._recorder.failed(self._run, failed)
         return selection_pb2.SelectResponse(failure=translate.failure(header.step, header.rank, failed))
 
     async def _select(self, arriving: _Arriving, pinned: Pinned, deadline: float) -> selection_pb2.Selection:
@@ -214,10 +219,7 @@ class SelectStream:
                 total_s=time.perf_counter() - arriving.started,
             )
             self._answers.add(key, identity, answer)
-        self._run.counters.count(header.step, header.row_count, header.sub_batch_size, answer.is_fallback)
-        self._metrics.count_selection(self._run.run_id, header, answer)
-        if pinned.learner is not None and pinned.staleness_steps is not None:
-            self._metrics.show_learner(self._run.run_id, pinned.learner.version, pinned.staleness_steps)
+        self._recorder.answered(self._run, header, selected, answer)
         return answer
 
     def _step(self, header: selection_pb2.SuperBatchHeader) -> tuple[StepKey, bytes]:
@@ -229,9 +231,11 @@ class SelectStream:
             await context.write(await pending.answer)
             self._unanswered_bytes -= pending.body_bytes
             self._metrics.in_flight_bytes.dec(pending.body_bytes)
+            self._unanswered -= 1
+            self._metrics.unanswered.dec()
             if self._starved_since is not None:
                 waited = time.perf_counter() - self._starved_since
-                self._metrics.credit_wait_seconds.labels(self._run.run_id).inc(waited)
+                self._recorder.waited_for_credit(self._run, waited)
                 self._starved_since = None
             if pending.body_bytes:
                 credit = selection_pb2.Credit(bytes=pending.body_bytes)

@@ -27,6 +27,7 @@ from preceptor_service.config import GatewayConfig
 from preceptor_service.gateway import translate
 from preceptor_service.gateway.answer_cache import AnswerCache
 from preceptor_service.gateway.body import Body, check_body_bytes, check_rows, next_message
+from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.select_stream import SelectStream
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.pipeline import Arrived, Pipeline
@@ -40,11 +41,19 @@ _DRAINING = "this gateway is going away; connect again"
 class SelectionService:
     """Answers trainers; see `proto/preceptor/v1/selection.proto` for what each call promises."""
 
-    def __init__(self, runs: RunRegistry, pipeline: Pipeline, config: GatewayConfig, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        runs: RunRegistry,
+        pipeline: Pipeline,
+        config: GatewayConfig,
+        metrics: GatewayMetrics,
+        recorder: Recorder,
+    ) -> None:
         self._runs = runs
         self._pipeline = pipeline
         self._config = config
         self._metrics = metrics
+        self._recorder = recorder
         self._answers = AnswerCache(config.answer_cache_bytes)
         self._score_bodies = ByteBudget(config.window_bytes)
         self._draining = asyncio.Event()
@@ -54,6 +63,7 @@ class SelectionService:
     def drain(self) -> None:
         """Ends every Select stream as soon as what it accepted is answered, and refuses new ones."""
         self._draining.set()
+        self._metrics.draining.set(1)
 
     async def create_run(
         self, request: selection_pb2.CreateRunRequest, context: Context
@@ -89,7 +99,9 @@ class SelectionService:
         if self._draining.is_set():
             raise GatewayDrainingError(_DRAINING)
         if self._streams >= self._config.max_streams:
-            raise OverloadedError(f"{self._streams} Select streams are open, the limit; try again later")
+            raise OverloadedError(
+                f"{self._streams} Select streams are open, the limit; try again later", limit="gateway.max_streams"
+            )
         self._streams += 1
         self._metrics.streams.inc()
         try:
@@ -98,7 +110,13 @@ class SelectionService:
                 raise InvalidMessageError("the stream does not start with SelectOpen; send it first")
             run = await self._runs.get(first.open.run_id)
             stream = SelectStream(
-                run, first.open.observed_learner_version, self._pipeline, self._answers, self._config, self._metrics
+                run,
+                first.open.observed_learner_version,
+                self._pipeline,
+                self._answers,
+                self._config,
+                self._metrics,
+                self._recorder,
             )
             with self._one_stream_more(run.run_id):
                 await stream.serve(requests, context, self._draining)
@@ -110,7 +128,10 @@ class SelectionService:
     def _one_stream_more(self, run_id: str) -> Iterator[None]:
         open_streams, limit = self._streams_of_run[run_id], self._config.max_streams_per_run
         if open_streams >= limit:
-            raise OverloadedError(f"run {run_id!r} has {open_streams} Select streams open, the limit; try again later")
+            raise OverloadedError(
+                f"run {run_id!r} has {open_streams} Select streams open, the limit; try again later",
+                limit="gateway.max_streams_per_run",
+            )
         self._streams_of_run[run_id] += 1
         try:
             yield

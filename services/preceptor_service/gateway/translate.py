@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from preceptor.errors import PreceptorError
 from preceptor.runs import spec_to_proto
 from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
+from preceptor_service.cost_meter import Cost
 from preceptor_service.pipeline import Scored, Selected, Stages
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.weight_store import WeightsVersion
@@ -71,6 +74,7 @@ def run(active: ActiveRun) -> run_pb2.Run:
         selected=counters.selected,
         fallbacks=counters.fallbacks,
         failures=counters.failures,
+        cost=_cost(active.cost),
     )
 
 
@@ -83,6 +87,10 @@ def weights_version(version: WeightsVersion) -> weights_pb2.WeightsVersion:
         total_bytes=version.total_bytes,
         commit_time=_timestamp(version.commit_time_s),
     )
+
+
+def _cost(cost: Cost | None) -> run_pb2.RunCost | None:
+    return None if cost is None else run_pb2.RunCost(**dataclasses.asdict(cost))
 
 
 def _timings(stages: Stages, receive_s: float, total_s: float) -> selection_pb2.StageTimings:

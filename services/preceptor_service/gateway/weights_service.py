@@ -9,14 +9,14 @@ from typing import TypeAlias
 
 import grpc
 
-from preceptor.errors import InvalidMessageError, InvalidWeightsError
+from preceptor.errors import InvalidMessageError, InvalidWeightsError, PreceptorError
 from preceptor.v1 import weights_pb2
 from preceptor_service.gateway import translate
 from preceptor_service.gateway.body import ChunkOrder, next_message
+from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.upload import Upload
-from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.runs import ActiveRun, RunRegistry
-from preceptor_service.weight_store import Role, WeightStore
+from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 
 Context: TypeAlias = grpc.aio.ServicerContext
 
@@ -29,10 +29,10 @@ _ROLES: dict[weights_pb2.WeightsRole.ValueType, Role] = {
 class WeightsService:
     """Takes weights; see `proto/preceptor/v1/weights.proto` for what each call promises."""
 
-    def __init__(self, runs: RunRegistry, weight_store: WeightStore, metrics: GatewayMetrics) -> None:
+    def __init__(self, runs: RunRegistry, weight_store: WeightStore, recorder: Recorder) -> None:
         self._runs = runs
         self._weight_store = weight_store
-        self._metrics = metrics
+        self._recorder = recorder
 
     async def push_weights(
         self, requests: AsyncIterator[weights_pb2.PushWeightsRequest], context: Context
@@ -45,11 +45,32 @@ class WeightsService:
         header = first.header
         role = _role(header)
         run = await self._runs.get(header.run_id)
+        try:
+            version = await self._committed(run, role, header, requests)
+        except PreceptorError as error:
+            self._recorder.push_failed(run, error)
+            raise
+        self._recorder.pushed(run, role, time.perf_counter() - started)
+        report = await (
+            self._runs.serve(run, version) if role == "learner" else self._runs.serve_reference(run, version)
+        )
+        await asyncio.to_thread(self._weight_store.collect)
+        return weights_pb2.PushWeightsResponse(
+            version=translate.weights_version(version), replicas_loaded=report.loaded, replicas_asked=report.asked
+        )
+
+    async def _committed(
+        self,
+        run: ActiveRun,
+        role: Role,
+        header: weights_pb2.PushHeader,
+        requests: AsyncIterator[weights_pb2.PushWeightsRequest],
+    ) -> WeightsVersion:
         base = await asyncio.to_thread(self._weight_store.head, run.run_id, role)
         async with Upload(self._weight_store, header.total_bytes) as upload:
             await self._receive(requests, upload)
             await upload.do(self._runs.check_weights, run, role, upload.staged.path)
-            version = await upload.do(
+            return await upload.do(
                 self._weight_store.commit,
                 run.run_id,
                 role,
@@ -59,15 +80,6 @@ class WeightsService:
                 rewind=header.rewind,
                 is_current=lambda: self._runs.is_current(run),
             )
-        self._metrics.pushes.labels(run.run_id, role).inc()
-        self._metrics.push_seconds.labels(run.run_id).inc(time.perf_counter() - started)
-        report = await (
-            self._runs.serve(run, version) if role == "learner" else self._runs.serve_reference(run, version)
-        )
-        await asyncio.to_thread(self._weight_store.collect)
-        return weights_pb2.PushWeightsResponse(
-            version=translate.weights_version(version), replicas_loaded=report.loaded, replicas_asked=report.asked
-        )
 
     async def get_weights(
         self, request: weights_pb2.GetWeightsRequest, context: Context

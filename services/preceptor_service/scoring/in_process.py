@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from preceptor.errors import PreceptorError, ScorersUnavailableError
 from preceptor_service.scoring.engine import ScoringEngine
-from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ScoringModels
+from preceptor_service.scoring.pool import Deployed, LoadReport, Losses, MicroBatch, ScoringModels
 
 T = TypeVar("T")
 
@@ -56,6 +56,10 @@ class InProcessPool:
             logger.warning("run %s: weights are not loaded: %s", models.run_id, error)
             return LoadReport(loaded=0, asked=1)
         return LoadReport(loaded=1, asked=1)
+
+    async def deployed(self) -> Deployed:
+        """Tells that there is one scorer, until the pool is closed."""
+        return Deployed(target=1, running=int(not self._is_closed), updating={})
 
     async def close(self) -> None:
         """Waits for the work under way, for at most half a minute, and drops what was queued. Safe to repeat."""

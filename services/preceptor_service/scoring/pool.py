@@ -84,6 +84,21 @@ class LoadReport:
     asked: int
 
 
+@dataclass(frozen=True)
+class Deployed:
+    """The deployments behind a gateway now.
+
+    Attributes:
+        target: scorers that are wanted: running, starting, being replaced.
+        running: scorers that take micro-batches.
+        updating: deployment → whether its replicas are being replaced.
+    """
+
+    target: int
+    running: int
+    updating: Mapping[str, bool]
+
+
 class ScorerLostError(Exception):
     """A scorer died or was cut off while it held a micro-batch; another one may score it."""
 
@@ -105,6 +120,10 @@ class ScorerPool(Protocol):
 
         Scoring goes on meanwhile. A hint: a scorer that was not there loads on demand.
         """
+        ...
+
+    async def deployed(self) -> Deployed | None:
+        """Tells how many scorers there are; None where nobody answers just now."""
         ...
 
     async def close(self) -> None:

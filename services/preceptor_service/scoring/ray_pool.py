@@ -8,18 +8,22 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentStatus, ReplicaState
 
 from preceptor.errors import PreceptorError, ScorersUnavailableError
 from preceptor_service.byte_budget import ByteBudget
-from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ScorerLostError, ScoringModels
+from preceptor_service.scoring.pool import Deployed, LoadReport, Losses, MicroBatch, ScorerLostError, ScoringModels
 
 logger = logging.getLogger(__name__)
 
 _ANSWER_MARGIN_S = 5.0
 """A replica answers after its own load time-out; only one that hangs does not."""
+
+_STATUS_TIMEOUT_S = 5.0
 
 _LOST = (RayActorError, WorkerCrashedError, ObjectLostError, RaySystemError, RequestCancelledError)
 
@@ -89,6 +93,27 @@ class RayPool:
             return LoadReport(loaded=0, asked=0)
         reports = [result for result in results if isinstance(result, LoadReport)]
         return LoadReport(loaded=sum(report.loaded for report in reports), asked=len(results))
+
+    async def deployed(self) -> Deployed | None:
+        """Asks Serve's controller, for at most 5 s; see `ScorerPool.deployed`."""
+        try:
+            async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                status = await asyncio.to_thread(serve.status)
+        except (TimeoutError, RayServeException, RayActorError, RaySystemError) as error:
+            logger.warning("Serve does not tell how many scorers there are: %r", error)
+            return None
+        application = status.applications.get(self._scorers.deployment_id.app_name)
+        if application is None or self._scorers.deployment_name not in application.deployments:
+            return None
+        replicas = application.deployments[self._scorers.deployment_name].replica_states
+        return Deployed(
+            target=sum(count for state, count in replicas.items() if state != ReplicaState.STOPPING),
+            running=replicas.get(ReplicaState.RUNNING, 0),
+            updating={
+                name: deployment.status == DeploymentStatus.UPDATING
+                for name, deployment in application.deployments.items()
+            },
+        )
 
     async def close(self) -> None:
         """Does nothing: Serve owns the scorers."""

@@ -3,7 +3,7 @@
 The gateway reads the columns, the scorers compute the losses. Importing this needs no torch.
 """
 
-from preceptor_service.tasks.registry import TASKS, run_columns, task_named
+from preceptor_service.tasks.registry import TASKS, count_flops, run_columns, task_named
 from preceptor_service.tasks.task import Columns, Task
 
-__all__ = ["TASKS", "Columns", "Task", "run_columns", "task_named"]
+__all__ = ["TASKS", "Columns", "Task", "count_flops", "run_columns", "task_named"]

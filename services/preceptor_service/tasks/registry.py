@@ -62,5 +62,12 @@ def run_columns(task: str, outline: torch.nn.Module) -> Columns:
     return columns
 
 
+def count_flops(task: str, outline: torch.nn.Module, columns: Columns) -> int | None:
+    """Returns the floating-point operations of one forward pass of one example; None where they cannot be counted."""
+    from preceptor_service.tasks.trial import forward_flops  # brings torch
+
+    return forward_flops(task_named(task), outline, columns)
+
+
 def _described(columns: Columns) -> str:
     return ", ".join(f"{column.name} {column.element_type}{list(column.shape)}" for column in columns)

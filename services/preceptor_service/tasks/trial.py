@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from preceptor_service.tasks.task import Columns, Task
 
@@ -28,6 +29,19 @@ def trial_losses(task: Task, outline: torch.nn.Module, columns: Columns, rows: i
     }
     with torch.inference_mode(), _ZeroForEveryValue():  # type: ignore[no-untyped-call]
         return task.loss(outline.eval(), features)
+
+
+def forward_flops(task: Task, outline: torch.nn.Module, columns: Columns) -> int | None:
+    """Returns the floating-point operations of one forward pass of one example, counted without computing it.
+
+    A multiplication and an addition are two. None where the model has an operator without a shape rule.
+    """
+    with FlopCounterMode(display=False) as counter:
+        try:
+            trial_losses(task, outline, columns, rows=1)
+        except NotImplementedError:
+            return None
+    return int(counter.get_total_flops())
 
 
 # Which of these a question comes as depends on how it is asked, and on inference mode.

@@ -99,6 +99,8 @@ class RunSpec(google.protobuf.message.Message):
     ON_STALE_FIELD_NUMBER: builtins.int
     DEADLINE_FIELD_NUMBER: builtins.int
     ON_DEADLINE_FIELD_NUMBER: builtins.int
+    LEARNER_FLOPS_FIELD_NUMBER: builtins.int
+    EXPECTED_SAVINGS_FIELD_NUMBER: builtins.int
     SELECT_FROM_STEP_FIELD_NUMBER: builtins.int
     SELECT_UNTIL_STEP_FIELD_NUMBER: builtins.int
     WARM_UP_STEPS_FIELD_NUMBER: builtins.int
@@ -135,6 +137,15 @@ class RunSpec(google.protobuf.message.Message):
     """What happens beyond `max_staleness_steps`. Required when that is set."""
     on_deadline: global___DeadlinePolicy.ValueType
     """What happens at the deadline. Required."""
+    learner_flops: builtins.float
+    """Floating-point operations of one forward pass of the trainer's learner on
+    one example; for the cost meter alone. Above 0. Default: those of `model`,
+    which then is the learner itself and not a proxy trained beside it.
+    """
+    expected_savings: builtins.float
+    """Share of learner updates that selection is expected to save, below 1; for
+    the cost meter alone. Default: 0.46, the paper's.
+    """
     select_from_step: builtins.int
     """First step that is selected by score; earlier ones are drawn uniformly and
     not scored. 0 or above. Default 0.
@@ -183,15 +194,21 @@ class RunSpec(google.protobuf.message.Message):
         on_stale: global___StalePolicy.ValueType = ...,
         deadline: google.protobuf.duration_pb2.Duration | None = ...,
         on_deadline: global___DeadlinePolicy.ValueType = ...,
+        learner_flops: builtins.float | None = ...,
+        expected_savings: builtins.float | None = ...,
         select_from_step: builtins.int = ...,
         select_until_step: builtins.int | None = ...,
         warm_up_steps: builtins.int = ...,
         uniform_share: builtins.float = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_deadline", b"_deadline", "_max_staleness_steps", b"_max_staleness_steps", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_max_staleness_steps", b"_max_staleness_steps", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_deadline", b"_deadline"]) -> typing.Literal["deadline"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_expected_savings", b"_expected_savings"]) -> typing.Literal["expected_savings"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_learner_flops", b"_learner_flops"]) -> typing.Literal["learner_flops"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_staleness_steps", b"_max_staleness_steps"]) -> typing.Literal["max_staleness_steps"] | None: ...
     @typing.overload
@@ -382,6 +399,7 @@ class Run(google.protobuf.message.Message):
     SELECTED_FIELD_NUMBER: builtins.int
     FALLBACKS_FIELD_NUMBER: builtins.int
     FAILURES_FIELD_NUMBER: builtins.int
+    COST_FIELD_NUMBER: builtins.int
     micro_batch_rows: builtins.int
     """Most rows of one forward pass on a scorer; fixed at creation, so that
     losses do not depend on which gateway answers.
@@ -418,6 +436,12 @@ class Run(google.protobuf.message.Message):
         utf8) is accepted at the end.
         """
 
+    @property
+    def cost(self) -> global___RunCost:
+        """Whether selection pays; absent before the first answer, for a score rule
+        that costs nothing, and where the operations cannot be counted.
+        """
+
     def __init__(
         self,
         *,
@@ -434,9 +458,12 @@ class Run(google.protobuf.message.Message):
         selected: builtins.int = ...,
         fallbacks: builtins.int = ...,
         failures: builtins.int = ...,
+        cost: global___RunCost | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_last_step", b"_last_step", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_reference_digest", b"_reference_digest", "create_time", b"create_time", "last_step", b"last_step", "learner_step", b"learner_step", "learner_version", b"learner_version", "reference_digest", b"reference_digest", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_last_step", b"_last_step", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_reference_digest", b"_reference_digest", "candidates", b"candidates", "columns", b"columns", "create_time", b"create_time", "failures", b"failures", "fallbacks", b"fallbacks", "last_step", b"last_step", "learner_step", b"learner_step", "learner_version", b"learner_version", "micro_batch_rows", b"micro_batch_rows", "reference_digest", b"reference_digest", "selected", b"selected", "spec", b"spec", "super_batches", b"super_batches"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_cost", b"_cost", "_last_step", b"_last_step", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_reference_digest", b"_reference_digest", "cost", b"cost", "create_time", b"create_time", "last_step", b"last_step", "learner_step", b"learner_step", "learner_version", b"learner_version", "reference_digest", b"reference_digest", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_cost", b"_cost", "_last_step", b"_last_step", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_reference_digest", b"_reference_digest", "candidates", b"candidates", "columns", b"columns", "cost", b"cost", "create_time", b"create_time", "failures", b"failures", "fallbacks", b"fallbacks", "last_step", b"last_step", "learner_step", b"learner_step", "learner_version", b"learner_version", "micro_batch_rows", b"micro_batch_rows", "reference_digest", b"reference_digest", "selected", b"selected", "spec", b"spec", "super_batches", b"super_batches"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_cost", b"_cost"]) -> typing.Literal["cost"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_last_step", b"_last_step"]) -> typing.Literal["last_step"] | None: ...
     @typing.overload
@@ -447,3 +474,53 @@ class Run(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_reference_digest", b"_reference_digest"]) -> typing.Literal["reference_digest"] | None: ...
 
 global___Run = Run
+
+@typing.final
+class RunCost(google.protobuf.message.Message):
+    """What selection costs beside uniform training: a prediction from counted
+    operations, see docs/cost.md.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEARNER_FLOPS_FIELD_NUMBER: builtins.int
+    LEARNER_COPY_FLOPS_FIELD_NUMBER: builtins.int
+    REFERENCE_FLOPS_FIELD_NUMBER: builtins.int
+    RATIO_FIELD_NUMBER: builtins.int
+    BREAK_EVEN_SAVINGS_FIELD_NUMBER: builtins.int
+    EXPECTED_SAVINGS_FIELD_NUMBER: builtins.int
+    COMPUTE_RATIO_FIELD_NUMBER: builtins.int
+    learner_flops: builtins.float
+    """Floating-point operations of one forward pass of the learner on one
+    example, as the spec says or as counted.
+    """
+    learner_copy_flops: builtins.float
+    """The same of the learner copy; 0 where the score rule needs none."""
+    reference_flops: builtins.float
+    """The same of the reference; 0 where the score rule needs none."""
+    ratio: builtins.float
+    """B / b over all answers so far."""
+    break_even_savings: builtins.float
+    """Share of learner updates that must be saved for selection to pay; 1 or
+    above: it cannot.
+    """
+    expected_savings: builtins.float
+    """Share that is expected to be saved."""
+    compute_ratio: builtins.float
+    """Compute over that of uniform training at `expected_savings`; selection pays
+    where it is below 1.
+    """
+    def __init__(
+        self,
+        *,
+        learner_flops: builtins.float = ...,
+        learner_copy_flops: builtins.float = ...,
+        reference_flops: builtins.float = ...,
+        ratio: builtins.float = ...,
+        break_even_savings: builtins.float = ...,
+        expected_savings: builtins.float = ...,
+        compute_ratio: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["break_even_savings", b"break_even_savings", "compute_ratio", b"compute_ratio", "expected_savings", b"expected_savings", "learner_copy_flops", b"learner_copy_flops", "learner_flops", b"learner_flops", "ratio", b"ratio", "reference_flops", b"reference_flops"]) -> None: ...
+
+global___RunCost = RunCost

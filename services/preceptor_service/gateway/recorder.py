@@ -1,0 +1,110 @@
+"""What happens to runs, put into their counters and metrics. Called by streams and pushes, on the event loop."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from preceptor.errors import PreceptorError
+from preceptor.runs import seconds
+from preceptor.v1 import selection_pb2
+from preceptor_service.cost_meter import Cost
+from preceptor_service.metrics import STAGES, GatewayMetrics
+from preceptor_service.pipeline import Selected
+from preceptor_service.runs import ActiveRun, Pinned
+from preceptor_service.weight_store import Role
+
+
+class Recorder:
+    """Records what one gateway answers, fails and commits. A run that was deleted meanwhile leaves no series."""
+
+    def __init__(self, metrics: GatewayMetrics) -> None:
+        self._metrics = metrics
+
+    def answered(
+        self,
+        run: ActiveRun,
+        header: selection_pb2.SuperBatchHeader,
+        selected: Selected,
+        answer: selection_pb2.Selection,
+    ) -> None:
+        """Records one answered super-batch; not for an answer that is given again."""
+        run.counters.count(header.step, header.row_count, header.sub_batch_size, selected.is_fallback)
+        metrics, run_id = self._metrics, run.run_id
+        metrics.super_batches.labels(run_id).inc()
+        metrics.candidates.labels(run_id).inc(header.row_count)
+        metrics.selected.labels(run_id).inc(header.sub_batch_size)
+        metrics.selected_ratio.labels(run_id).set(header.sub_batch_size / header.row_count)
+        metrics.last_answer.labels(run_id).set_to_current_time()
+        metrics.non_finite.labels(run_id).inc(selected.non_finite_count)
+        if selected.fallback is not None:
+            metrics.fallbacks.labels(run_id, selected.fallback).inc()
+        else:
+            self._scores(run_id, selected)
+        self._time(run_id, selected, answer)
+        self._learner(run, selected.pinned)
+        if (cost := run.cost) is not None:
+            self._cost(run, cost, 0 if selected.is_fallback else header.row_count)
+
+    def failed(self, run: ActiveRun, error: PreceptorError) -> None:
+        """Records a super-batch that was answered with `error`."""
+        if not run.deleted.is_set():
+            run.counters.failures += 1
+            self._metrics.failures.labels(run.run_id, error.code).inc()
+
+    def pushed(self, run: ActiveRun, role: Role, spent_s: float) -> None:
+        """Records weights that were committed `spent_s` after their first byte."""
+        self._metrics.pushes.labels(run.run_id, role).inc()
+        self._metrics.push_seconds.labels(run.run_id).inc(spent_s)
+
+    def push_failed(self, run: ActiveRun, error: PreceptorError) -> None:
+        """Records a push that ended with `error`."""
+        if not run.deleted.is_set():
+            self._metrics.failed_pushes.labels(run.run_id, error.code).inc()
+
+    def waits_for_credit(self, run: ActiveRun) -> None:
+        """Records a super-batch that was announced beyond its stream's credit."""
+        self._metrics.credit_waits.labels(run.run_id).inc()
+
+    def waited_for_credit(self, run: ActiveRun, waited_s: float) -> None:
+        """Records how long it waited."""
+        self._metrics.credit_wait_seconds.labels(run.run_id).inc(waited_s)
+
+    def _scores(self, run_id: str, selected: Selected) -> None:
+        finite = np.isfinite(selected.scores)
+        mean = self._metrics.mean_score
+        if finite.any():
+            mean.labels(run_id, "candidates").set(float(np.mean(selected.scores, where=finite)))
+            mean.labels(run_id, "selected").set(float(np.mean(selected.scores[selected.indices])))
+
+    def _time(self, run_id: str, selected: Selected, answer: selection_pb2.Selection) -> None:
+        metrics, stages = self._metrics, selected.stages
+        for stage in STAGES:
+            spent = seconds(getattr(answer.timings, stage))
+            metrics.stage_latency.labels(stage).observe(spent)
+            metrics.stage_seconds.labels(run_id, stage).inc(spent)
+        metrics.micro_batches.labels(run_id).inc(stages.micro_batches)
+        metrics.rescored.labels(run_id).inc(stages.rescored_micro_batches)
+        metrics.micro_batch_wait_seconds.labels(run_id).inc(stages.wait_s)
+        for part, spent in (("forward", stages.forward_s), ("load", stages.load_s), ("queue", stages.queue_s)):
+            metrics.scorer_seconds.labels(run_id, part).inc(spent)
+
+    def _learner(self, run: ActiveRun, pinned: Pinned) -> None:
+        """Shows the learner version of the answer, or the one that was too old for it."""
+        metrics, run_id = self._metrics, run.run_id
+        if run.spec.max_staleness_steps is not None:
+            metrics.max_staleness.labels(run_id).set(run.spec.max_staleness_steps)
+        if pinned.learner is not None and pinned.staleness_steps is not None:
+            metrics.learner_version.labels(run_id).set(pinned.learner.version)
+            metrics.staleness.labels(run_id).set(pinned.staleness_steps)
+            metrics.last_push.labels(run_id).set(pinned.learner.commit_time_s)
+
+    def _cost(self, run: ActiveRun, cost: Cost, scored: int) -> None:
+        metrics, run_id = self._metrics, run.run_id
+        metrics.scoring_flops.labels(run_id).inc(scored * cost.scoring_flops)
+        metrics.forward_flops.labels(run_id, "learner").set(cost.learner_flops)
+        metrics.forward_flops.labels(run_id, "learner_copy").set(cost.learner_copy_flops)
+        metrics.forward_flops.labels(run_id, "reference").set(cost.reference_flops)
+        metrics.break_even_savings.labels(run_id).set(cost.break_even_savings)
+        metrics.expected_savings.labels(run_id).set(cost.expected_savings)
+        metrics.compute_ratio.labels(run_id).set(cost.compute_ratio)
+        metrics.compute_positive.labels(run_id).set(cost.is_positive)
