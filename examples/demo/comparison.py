@@ -25,7 +25,7 @@ from examples.demo.training import (
     Recipe,
     Watcher,
     accuracy_of,
-    forward_flops,
+    image_flops,
     model_config,
     train_learner,
     train_reference,
@@ -95,7 +95,7 @@ def compare(data: str, parts: Parts, recipe: Recipe, seed: int, target: str, con
         seed=seed,
         recipe=recipe,
         reference_accuracy=accuracy_of(reference, parts.test),
-        online_flops_share=forward_flops(online) / forward_flops(model_config(image_size, recipe.learner_width)),
+        online_flops_share=image_flops(online) / image_flops(model_config(image_size, recipe.learner_width)),
         histories=histories,
     )
 
@@ -112,6 +112,7 @@ def _train_arm(
             score=score,
             selector=selector,
             seed=seed,
+            learner_flops=image_flops(model_config(parts.test.image.shape[-1], recipe.learner_width)),
         )
     )
     if score != "uniform":

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 from examples.demo.data import NUM_CLASSES, Images, Parts
 from preceptor import Run
-from preceptor.torch import SelectingLoader
+from preceptor.torch import SelectingLoader, forward_flops
 from preceptor_service.models import ArchitectureRegistry
 
 ARCHITECTURE = "small_cnn"
@@ -200,15 +200,10 @@ def accuracy_of(model: nn.Module, images: Images) -> float:
     return float(np.mean(guesses.numpy() == images.label))
 
 
-def forward_flops(config: dict[str, int]) -> int:
+def image_flops(config: dict[str, int]) -> float:
     """Returns the floating-point operations of one forward pass of one image."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = build_model(config, seed=0)
     image = torch.zeros(1, config["in_channels"], config["image_size"], config["image_size"], dtype=torch.uint8)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return int(counter.get_total_flops())
+    return forward_flops(build_model(config, seed=0), image)
 
 
 def _push(run: Run, model: nn.Module, step: int) -> float:

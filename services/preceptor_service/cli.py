@@ -166,7 +166,7 @@ def _runs_table(target: str, runs: list[RunStatus], is_wide: bool) -> Table:
 
 def _status_table(target: str, runs: list[RunStatus], before: list[RunStatus], elapsed_s: float) -> Table:
     table = _table(f"Runs at {target}")
-    table.caption = "counted by this gateway since it started"
+    table.caption = "counted by this gateway since it started; compute: over uniform training, see preceptor cost"
     for name in (
         "step",
         "learner\nversion",
@@ -175,6 +175,7 @@ def _status_table(target: str, runs: list[RunStatus], before: list[RunStatus], e
         "selected",
         "fall-\nbacks",
         "fail-\nures",
+        "com-\npute",
         "candi-\ndates/s",
     ):
         table.add_column(name, justify="right")
@@ -190,6 +191,7 @@ def _status_table(target: str, runs: list[RunStatus], before: list[RunStatus], e
             f"{run.selected / run.candidates:.1%}" if run.candidates else "–",
             f"{run.fallbacks:,}",
             f"{run.failures:,}",
+            _compute(run),
             f"{gained / elapsed_s:,.0f}" if elapsed_s else "–",
         )
     return table
@@ -207,6 +209,14 @@ def _staleness(run: RunStatus) -> str:
         return "–"
     bound = run.spec.max_staleness_steps
     return f"{run.last_step - run.learner_step:,}" + ("" if bound is None else f"/{bound:,}")
+
+
+def _compute(run: RunStatus) -> str:
+    """Compute over that of uniform training, at the savings that the run expects."""
+    if run.cost is None:
+        return "–"
+    colour = "green" if run.cost.compute_ratio < 1 else "red"
+    return f"[{colour}]{run.cost.compute_ratio:.0%}[/{colour}]"
 
 
 def _or_dash(value: int | None) -> str:

@@ -11,11 +11,22 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from preceptor import Run, SelectionClient
-from preceptor.errors import InvalidSuperBatchError, RunNotFoundError
+from preceptor.errors import InvalidSuperBatchError, OverloadedError, RunNotFoundError, StaleWeightsError
 from preceptor_service.app import RunningService
+from preceptor_service.metrics import METRICS
 from tests.service import digits
 from tests.service.architectures import Gate
-from tests.service.conftest import MAX_CHUNK_BYTES, MAX_SUPER_BATCH_BYTES, WINDOW_BYTES, Control, Metrics, wait_until
+from tests.service.conftest import (
+    MAX_CHUNK_BYTES,
+    MAX_STREAMS,
+    MAX_SUPER_BATCH_BYTES,
+    WINDOW_BYTES,
+    Control,
+    Metrics,
+    metrics_of,
+    target_of,
+    wait_until,
+)
 from tests.service.raw import RawChannel, chunk, header, select_open, super_batch
 
 
@@ -49,7 +60,20 @@ def test_selecting_counts_super_batches_candidates_and_selected_examples(run: Ru
     assert seen("selected_examples_total") == 3 * 8
     assert seen("selected_ratio") == 0.25
     assert seen("fallbacks_total") == 0
-    assert seen("forward_seconds_total") > 0
+    assert seen("micro_batches_total") == 3 * 2
+    assert seen("scorer_seconds_total", part="forward") > 0
+    assert seen("last_answer_timestamp_seconds") > 1.7e9
+
+
+def test_the_selected_score_more_than_the_candidates_on_average(
+    client: SelectionClient, run_id: str, seen: Seen
+) -> None:
+    run = client.create_run(digits.spec(run_id, score="hard_learner", selector="top_k"))
+    run.push_weights(digits.weights(1), step=0)
+    selection = run.select(digits.candidates(1), sub_batch_size=8, step=1)
+    assert seen("mean_score", of="candidates") == pytest.approx(selection.scores.mean(), rel=1e-5)
+    assert seen("mean_score", of="selected") == pytest.approx(selection.scores[selection.indices].mean(), rel=1e-5)
+    assert seen("mean_score", of="selected") > seen("mean_score", of="candidates")
 
 
 def test_stages_are_timed(run: Run, metrics: Metrics, seen: Seen) -> None:
@@ -69,6 +93,71 @@ def test_versions_staleness_and_pushes_are_shown(run: Run, seen: Seen) -> None:
     assert seen("weight_pushes_total", role="learner") == 2
     assert seen("weight_pushes_total", role="reference") == 1
     assert seen("weight_push_seconds_total") > 0
+    assert seen("last_push_timestamp_seconds") > 1.7e9
+
+
+def test_the_bound_on_staleness_is_shown_beside_it(client: SelectionClient, run_id: str, seen: Seen) -> None:
+    run = client.create_run(digits.spec(run_id, score="hard_learner", max_staleness_steps=30))
+    run.push_weights(digits.weights(1), step=0)
+    run.select(digits.candidates(1), sub_batch_size=4, step=3)
+    assert seen("max_staleness_steps") == 30
+
+
+def test_a_push_that_fails_is_counted_by_code(run: Run, seen: Seen) -> None:
+    run.push_weights(digits.weights(3), step=10)
+    with pytest.raises(StaleWeightsError):
+        run.push_weights(digits.weights(4), step=9)
+    assert seen("failed_weight_pushes_total", code="FAILED_PRECONDITION") == 1
+
+
+def test_what_selection_costs_is_shown_and_adds_up(client: SelectionClient, run_id: str, seen: Seen) -> None:
+    run = client.create_run(digits.spec(run_id, learner_flops=1e9, expected_savings=0.3))
+    run.push_reference(digits.weights(2))
+    run.push_weights(digits.weights(1), step=0)
+    run.select(digits.candidates(1), sub_batch_size=8, step=1)
+    cost = run.status().cost
+    assert cost is not None
+    share = cost.learner_copy_flops / 1e9
+    per_update = 1 + share + 4 / 3 * 2 * share
+    assert (cost.learner_flops, cost.ratio) == (1e9, 4)
+    assert cost.learner_copy_flops == cost.reference_flops > 0
+    assert cost.compute_ratio == pytest.approx(0.7 * per_update + share)
+    assert cost.break_even_savings == pytest.approx(1 - (1 - share) / per_update)
+    assert seen("compute_ratio") == pytest.approx(cost.compute_ratio)
+    assert seen("break_even_savings_ratio") == pytest.approx(cost.break_even_savings)
+    assert (seen("expected_savings_ratio"), seen("compute_positive")) == (0.3, 1)
+    assert seen("scoring_flops_total") == 32 * 2 * cost.learner_copy_flops
+    assert seen("forward_flops", model="learner") == 1e9
+    assert seen("forward_flops", model="reference") == cost.reference_flops
+
+
+def test_a_scorer_as_large_as_the_learner_does_not_pay(run: Run, seen: Seen) -> None:
+    run.select(digits.candidates(1), sub_batch_size=8, step=1)
+    assert seen("compute_positive") == 0
+    assert seen("break_even_savings_ratio") >= 1
+
+
+def test_calls_beyond_a_limit_are_counted_by_the_setting_that_names_it(
+    start: Callable[..., RunningService], run_id: str
+) -> None:
+    service = start(limits={"max_runs": 1})
+    name = "preceptor_throttled_calls_total"
+    with SelectionClient(target_of(service)) as client:
+        client.create_run(digits.spec(run_id))
+        with pytest.raises(OverloadedError):
+            client.create_run(digits.spec(f"{run_id}-too"))
+    assert metrics_of(service).value(name, limit="limits.max_runs") == 1
+
+
+def test_scorers_store_and_build_are_looked_at(metrics: Metrics) -> None:
+    wait_until(lambda: metrics.value("preceptor_scorers", state="running") == 1, "the scorer was seen")
+    wait_until(lambda: metrics.value("preceptor_store_up") == 1, "the store was seen")
+    assert metrics.value("preceptor_scorers", state="target") == 1
+    assert metrics.value("preceptor_store_free_bytes") > 0
+    assert metrics.value("preceptor_build_info") == 1
+    assert metrics.value("preceptor_max_select_streams") == MAX_STREAMS
+    assert metrics.value("preceptor_micro_batch_limit_bytes") > 0
+    assert metrics.value("preceptor_draining") == 0
 
 
 def test_failures_are_counted_by_code(run: Run, seen: Seen) -> None:
@@ -106,7 +195,7 @@ def test_fallbacks_are_counted_and_show_how_old_the_copy_was(client: SelectionCl
     run.push_weights(digits.weights(1), step=0)
     run.select(digits.candidates(1), sub_batch_size=4, step=3)
     run.select(digits.candidates(2), sub_batch_size=4, step=9)
-    assert seen("fallbacks_total") == 1
+    assert seen("fallbacks_total") == seen("fallbacks_total", reason="stale") == 1
     assert seen("staleness_steps") == 9
 
 
@@ -120,12 +209,16 @@ def test_bytes_in_flight_and_streams_rise_and_fall(
     gate.wait_for(arrived=1)
     assert metrics.value("preceptor_select_streams") == streams + 1
     assert metrics.value("preceptor_in_flight_bytes") == len(messages[1].chunk.data)
+    assert metrics.value("preceptor_unanswered_super_batches") == 1
+    assert metrics.value("preceptor_micro_batch_bytes") > 0
     gate.open()
     call.answer()
     call.half_close()
     assert call.status().code == "OK"
     wait_until(lambda: metrics.value("preceptor_select_streams") == streams, "the stream was counted out")
     assert metrics.value("preceptor_in_flight_bytes") == 0
+    assert metrics.value("preceptor_unanswered_super_batches") == 0
+    assert metrics.value("preceptor_micro_batch_bytes") == 0
 
 
 def test_waiting_for_credit_is_counted_and_timed(raw: RawChannel, gated_run: Run, gate: Gate, seen: Seen) -> None:
@@ -159,18 +252,29 @@ def test_a_deleted_run_has_no_series(client: SelectionClient, run: Run, metrics:
     assert run.run_id not in metrics.runs()
 
 
-def test_every_metric_is_named_by_noun_and_unit_and_explained(run: Run, metrics: Metrics) -> None:
+def test_what_is_served_is_what_the_table_says(run: Run, metrics: Metrics) -> None:
     run.select(digits.candidates(1), sub_batch_size=8, step=1)
-    families = {family.name: family for family in text_string_to_metric_families(metrics.text())}
-    ours = {name: family for name, family in families.items() if not name.endswith("_created")}
-    assert len(ours) >= 20
-    for name, family in ours.items():
-        assert name.startswith("preceptor_")
-        assert family.documentation.endswith(".")
-        labels: set[str] = set()
+    table = {f"preceptor_{metric.name}": metric for metric in METRICS}
+    served = {
+        family.name: family
+        for family in text_string_to_metric_families(metrics.text())
+        if not family.name.endswith("_created")
+    }
+    assert served.keys() == table.keys()
+    for name, family in served.items():
+        metric = table[name]
+        assert (family.type, family.documentation) == (metric.kind, metric.meaning)
         for sample in family.samples:
-            labels |= set(sample.labels)
-        assert not labels & {"job", "instance"}
+            assert sample.labels.keys() - {"le"} == set(metric.labels), name
+
+
+def test_every_metric_is_explained_and_named_by_noun_and_unit() -> None:
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    for metric in METRICS:
+        assert metric.meaning.endswith(".")
+        assert not set(metric.labels) & {"job", "instance"}  # Prometheus' own
+        if metric.unit != "1":
+            assert metric.name.endswith(f"_{metric.unit}"), metric.name
 
 
 def test_prometheus_finds_no_fault_with_a_scrape(run: Run, metrics: Metrics, promtool: Path) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from preceptor_service.cost import relative_compute
+from preceptor_service.cost import break_even_savings, relative_compute
 
 # Forward multiply-adds at 224², patches of 16, in 10^9; arXiv 2312.05328 scores for a ViT-L learner at B/b = 2.
 LEARNER_L = 61.6
@@ -60,3 +60,25 @@ def test_a_number_out_of_range_is_named(name: str, value: float) -> None:
 
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         relative_compute(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("share", "percent"), [(1.25 / 61.6, 6.5), (1.25 / 17.6, 20), (4.6 / 61.6, 21), (17.6 / 61.6, 57)]
+)
+def test_break_even_is_where_the_rule_of_thumb_says(share: float, percent: float) -> None:
+    assert 100 * break_even_savings(share, share, ratio=2) == pytest.approx(percent, abs=1)
+
+
+@pytest.mark.parametrize("online_training", [0.0, 1.0])
+def test_at_break_even_both_cost_the_same(online_training: float) -> None:
+    found = break_even_savings(0.1, 0.2, 5, 0.5, online_training)
+    assert relative_compute(found, 0.1, 0.2, 5, 0.5, online_training) == pytest.approx(1)
+
+
+def test_a_copy_of_the_learner_itself_is_not_trained_twice() -> None:
+    trained = relative_compute(0.5, 0.1, 0.0, ratio=2)
+    assert relative_compute(0.5, 0.1, 0.0, ratio=2, charge_online_training=0) == pytest.approx(trained - 0.5 * 0.1)
+
+
+def test_a_reference_as_dear_as_the_whole_training_never_pays() -> None:
+    assert break_even_savings(0.1, 1.0, ratio=2) >= 1
