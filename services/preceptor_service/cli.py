@@ -165,8 +165,11 @@ def _runs_table(target: str, runs: list[RunStatus], is_wide: bool) -> Table:
 
 
 def _status_table(target: str, runs: list[RunStatus], before: list[RunStatus], elapsed_s: float) -> Table:
+    is_wide = console.width >= _WIDE
     table = _table(f"Runs at {target}")
-    table.caption = "counted by this gateway since it started; compute: over uniform training, see preceptor cost"
+    table.caption = "counted by this gateway since it started" + (
+        "; compute: beside uniform training, at the savings that the run expects" if is_wide else ""
+    )
     for name in (
         "step",
         "learner\nversion",
@@ -175,7 +178,7 @@ def _status_table(target: str, runs: list[RunStatus], before: list[RunStatus], e
         "selected",
         "fall-\nbacks",
         "fail-\nures",
-        "com-\npute",
+        *(("com-\npute",) if is_wide else ()),
         "candi-\ndates/s",
     ):
         table.add_column(name, justify="right")
@@ -191,7 +194,7 @@ def _status_table(target: str, runs: list[RunStatus], before: list[RunStatus], e
             f"{run.selected / run.candidates:.1%}" if run.candidates else "–",
             f"{run.fallbacks:,}",
             f"{run.failures:,}",
-            _compute(run),
+            *((_compute(run),) if is_wide else ()),
             f"{gained / elapsed_s:,.0f}" if elapsed_s else "–",
         )
     return table

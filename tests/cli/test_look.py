@@ -49,7 +49,7 @@ def test_runs_lists_every_run_and_its_settings(preceptor: Run, target: str) -> N
 def test_status_once_shows_versions_staleness_and_counts(preceptor: Run, target: str) -> None:
     ran = preceptor("status", "--once", "--target", target)
     assert (ran.code, ran.err) == (0, "")
-    assert _row(ran, "used") == ["used", "1,002", "1", "2/100", "2", "25.0%", "0", "0", "198%", "–"]
+    assert _row(ran, "used") == ["used", "1,002", "1", "2/100", "2", "25.0%", "0", "0", "298%", "–"]
     assert _row(ran, LONG) == [LONG, "–", "–", "–", "0", "–", "0", "0", "–", "–"]
 
 

@@ -17,6 +17,7 @@ from preceptor_service.randomness import uniforms
 from preceptor_service.run_store import RunRecord
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
 from preceptor_service.scoring.pool import (
+    Deployed,
     LoadReport,
     Losses,
     MicroBatch,
@@ -44,6 +45,9 @@ class FragilePool:
         return Losses(labels, None, forward_s=0.0, load_s=0.0)
 
     async def load(self, models: ScoringModels) -> LoadReport:
+        raise NotImplementedError
+
+    async def deployed(self) -> Deployed:
         raise NotImplementedError
 
     async def close(self) -> None:
