@@ -12,7 +12,6 @@ from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import DeploymentStatus, ReplicaState
 
 from preceptor.errors import PreceptorError, ScorersUnavailableError
 from preceptor_service.byte_budget import ByteBudget
@@ -107,10 +106,10 @@ class RayPool:
             return None
         replicas = application.deployments[self._scorers.deployment_name].replica_states
         return Deployed(
-            target=sum(count for state, count in replicas.items() if state != ReplicaState.STOPPING),
-            running=replicas.get(ReplicaState.RUNNING, 0),
+            target=sum(count for state, count in replicas.items() if state != "STOPPING"),
+            running=replicas.get("RUNNING", 0),
             updating={
-                name: deployment.status == DeploymentStatus.UPDATING
+                name: deployment.status == "UPDATING"
                 for name, deployment in application.deployments.items()
             },
         )
