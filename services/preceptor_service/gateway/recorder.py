@@ -38,12 +38,11 @@ class Recorder:
         metrics.non_finite.labels(run_id).inc(selected.non_finite_count)
         if selected.fallback is not None:
             metrics.fallbacks.labels(run_id, selected.fallback).inc()
-        else:
-            self._scores(run_id, selected)
+        self._scores(run_id, selected)
         self._time(run_id, selected, answer)
         self._learner(run, selected.pinned)
         if (cost := run.cost) is not None:
-            self._cost(run, cost, 0 if selected.is_fallback else header.row_count)
+            self._cost(run, cost, len(selected.scores))
 
     def failed(self, run: ActiveRun, error: PreceptorError) -> None:
         """Records a super-batch that was answered with `error`."""

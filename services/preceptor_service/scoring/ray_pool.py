@@ -104,14 +104,11 @@ class RayPool:
         application = status.applications.get(self._scorers.deployment_id.app_name)
         if application is None or self._scorers.deployment_name not in application.deployments:
             return None
-        replicas = application.deployments[self._scorers.deployment_name].replica_states
+        replicas = application.deployments[self._scorers.deployment_name].replica_states.items()
         return Deployed(
-            target=sum(count for state, count in replicas.items() if state != "STOPPING"),
-            running=replicas.get("RUNNING", 0),
-            updating={
-                name: deployment.status == "UPDATING"
-                for name, deployment in application.deployments.items()
-            },
+            target=sum(count for state, count in replicas if state != "STOPPING"),
+            running=sum(count for state, count in replicas if state == "RUNNING"),
+            updating={name: deployment.status == "UPDATING" for name, deployment in application.deployments.items()},
         )
 
     async def close(self) -> None:
