@@ -260,7 +260,7 @@ class ServiceConfig(_Section):
 
     @property
     def digest(self) -> str:
-        """12 hexadecimal digits that tell one configuration from another."""
+        """12 hexadecimal digits that tell one configuration from another; the same for all replicas of a service."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
     @property

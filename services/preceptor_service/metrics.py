@@ -1,10 +1,11 @@
 """Every metric of a gateway, declared once. Served by prometheus-client from the gateway's own registry.
 
-`METRICS` is the table that `docs/metrics.md`, the rules and the dashboards are generated from or checked against.
+`QUESTIONS` is the table that `docs/metrics.md`, the rules and the dashboards are generated from or checked against.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -13,6 +14,18 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 M = TypeVar("M", Counter, Gauge)
 
 _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+LIMITS = (
+    "gateway.max_streams",
+    "gateway.max_streams_per_run",
+    "limits.max_runs",
+    "limits.max_runs_per_identity",
+    "limits.max_streams_per_identity",
+)
+"""Settings at which calls are refused, as in `OverloadedError.limit`."""
+
+CREDENTIAL_SOURCES = ("access_file", "certificate", "oidc_keys")
+"""Files and keys that are read again when they change."""
 
 STAGES = ("receive", "decode", "losses", "select", "total")
 """Stages of a super-batch, as in `StageTimings`."""
@@ -43,113 +56,139 @@ class Metric:
         return f"preceptor_{self.name}_total" if self.kind == "counter" else f"preceptor_{self.name}"
 
 
-METRICS: tuple[Metric, ...] = (
-    # Is selection keeping up?
-    Metric("super_batches", "counter", "1", ("run",), "Super-batches answered with a selection."),
-    Metric("candidates", "counter", "1", ("run",), "Candidates in answered super-batches."),
-    Metric("selected_examples", "counter", "1", ("run",), "Examples selected."),
-    Metric("selected_ratio", "gauge", "1", ("run",), "b / B of the last answer, from 0 to 1."),
-    Metric("last_answer_timestamp_seconds", "gauge", "seconds", ("run",), "When the last selection was answered."),
-    Metric("stage_latency_seconds", "histogram", "seconds", ("stage",), "Time of each stage of an answered one."),
-    Metric("select_streams", "gauge", "1", (), "Open Select streams."),
-    Metric("unanswered_super_batches", "gauge", "1", (), "Super-batches received whole and not answered."),
-    Metric("in_flight_bytes", "gauge", "bytes", (), "Bytes of super-batches received and not answered."),
-    # What waits on what?
-    Metric("stage_seconds", "counter", "seconds", ("run", "stage"), "Time spent in each stage, summed."),
-    Metric("micro_batches", "counter", "1", ("run",), "Micro-batches scored."),
-    Metric(
-        "micro_batch_wait_seconds",
-        "counter",
-        "seconds",
-        ("run",),
-        "Time that micro-batches waited at the gateway for gateway.in_flight_bytes, summed.",
+QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
+    "Is selection keeping up?": (
+        Metric("super_batches", "counter", "1", ("run",), "Super-batches answered with a selection."),
+        Metric("candidates", "counter", "1", ("run",), "Candidates in answered super-batches."),
+        Metric("selected_examples", "counter", "1", ("run",), "Examples selected."),
+        Metric("selected_ratio", "gauge", "1", ("run",), "b / B of the last answer, from 0 to 1."),
+        Metric("last_answer_timestamp_seconds", "gauge", "seconds", ("run",), "When the last selection was answered."),
+        Metric("stage_latency_seconds", "histogram", "seconds", ("stage",), "Time of each stage of an answered one."),
+        Metric("select_streams", "gauge", "1", (), "Open Select streams."),
+        Metric("unanswered_super_batches", "gauge", "1", (), "Super-batches received whole and not answered."),
+        Metric("in_flight_bytes", "gauge", "bytes", (), "Bytes of super-batches received and not answered."),
     ),
-    Metric(
-        "scorer_seconds",
-        "counter",
-        "seconds",
-        ("run", "part"),
-        "Time of micro-batches at scorers, summed: forward passes, loading weights, and queue with the way there.",
+    "What waits on what?": (
+        Metric("stage_seconds", "counter", "seconds", ("run", "stage"), "Time spent in each stage, summed."),
+        Metric("micro_batches", "counter", "1", ("run",), "Micro-batches scored."),
+        Metric(
+            "micro_batch_wait_seconds",
+            "counter",
+            "seconds",
+            ("run",),
+            "Time that micro-batches waited at the gateway for gateway.in_flight_bytes, summed.",
+        ),
+        Metric(
+            "scorer_seconds",
+            "counter",
+            "seconds",
+            ("run", "part"),
+            "Time of micro-batches at scorers, summed: forward passes, loading weights, and queue with the way there.",
+        ),
+        Metric("micro_batches_waiting", "gauge", "1", (), "Micro-batches that wait at the gateway now."),
+        Metric("micro_batch_bytes", "gauge", "bytes", (), "Bytes of micro-batches at scorers now."),
+        Metric("micro_batch_limit_bytes", "gauge", "bytes", (), "The bound on them, gateway.in_flight_bytes."),
+        Metric("scorers", "gauge", "1", ("state",), "Scorers that are wanted (target) and that are running."),
     ),
-    Metric("micro_batches_waiting", "gauge", "1", (), "Micro-batches that wait at the gateway now."),
-    Metric("micro_batch_bytes", "gauge", "bytes", (), "Bytes of micro-batches at scorers now."),
-    Metric("micro_batch_limit_bytes", "gauge", "bytes", (), "The bound on them, gateway.in_flight_bytes."),
-    Metric("scorers", "gauge", "1", ("state",), "Scorers that are wanted (target) and that are running."),
-    # How stale?
-    Metric("learner_version", "gauge", "1", ("run",), "Learner version that new answers use."),
-    Metric("staleness_steps", "gauge", "1", ("run",), "Age of the learner copy at the last answer, in steps."),
-    Metric("max_staleness_steps", "gauge", "1", ("run",), "The run's bound on that age, where it has one."),
-    Metric("last_push_timestamp_seconds", "gauge", "seconds", ("run",), "When the learner copy in use was committed."),
-    Metric("weight_pushes", "counter", "1", ("run", "role"), "Weights committed, by role."),
-    Metric("weight_push_seconds", "counter", "seconds", ("run",), "Time from first byte to commit, summed."),
-    # Does it pay?
-    Metric(
-        "mean_score",
-        "gauge",
-        "1",
-        ("run", "of"),
-        "Mean score of the last answer's candidates, or selected.",
+    "How stale?": (
+        Metric("learner_version", "gauge", "1", ("run",), "Learner version that new answers use."),
+        Metric("staleness_steps", "gauge", "1", ("run",), "Age of the learner copy at the last answer, in steps."),
+        Metric("max_staleness_steps", "gauge", "1", ("run",), "The run's bound on that age, where it has one."),
+        Metric(
+            "last_push_timestamp_seconds", "gauge", "seconds", ("run",), "When the learner copy in use was committed."
+        ),
+        Metric("weight_pushes", "counter", "1", ("run", "role"), "Weights committed, by role."),
+        Metric("weight_push_seconds", "counter", "seconds", ("run",), "Time from first byte to commit, summed."),
     ),
-    Metric("scoring_flops", "counter", "1", ("run",), "Floating-point operations of forward passes that scored."),
-    Metric(
-        "forward_flops",
-        "gauge",
-        "1",
-        ("run", "model"),
-        "Floating-point operations of a forward pass of one example: learner, learner copy, reference.",
+    "Does it pay?": (
+        Metric(
+            "mean_score",
+            "gauge",
+            "1",
+            ("run", "of"),
+            "Mean score of the last answer's candidates, or selected.",
+        ),
+        Metric("scoring_flops", "counter", "1", ("run",), "Floating-point operations of forward passes that scored."),
+        Metric(
+            "forward_flops",
+            "gauge",
+            "1",
+            ("run", "model"),
+            "Floating-point operations of a forward pass of one example: learner, learner copy, reference.",
+        ),
+        Metric(
+            "break_even_savings_ratio",
+            "gauge",
+            "1",
+            ("run",),
+            "Share of learner updates that must be saved for selection to pay; 1 or above: it cannot.",
+        ),
+        Metric(
+            "expected_savings_ratio", "gauge", "1", ("run",), "Share of learner updates that the run expects to save."
+        ),
+        Metric(
+            "compute_ratio", "gauge", "1", ("run",), "Compute over that of uniform training, at the expected savings."
+        ),
+        Metric("compute_positive", "gauge", "1", ("run",), "1 where that is below 1, so that selection pays."),
     ),
-    Metric(
-        "break_even_savings_ratio",
-        "gauge",
-        "1",
-        ("run",),
-        "Share of learner updates that must be saved for selection to pay; 1 or above: it cannot.",
+    "Who is throttled?": (
+        Metric("credit_waits", "counter", "1", ("run",), "Super-batches announced beyond the stream's credit."),
+        Metric("credit_wait_seconds", "counter", "seconds", ("run",), "Time that streams waited for credit."),
+        Metric(
+            "throttled_calls", "counter", "1", ("limit",), "Calls refused at a limit, by the setting that names it."
+        ),
+        Metric("max_select_streams", "gauge", "1", (), "The bound on open Select streams, gateway.max_streams."),
     ),
-    Metric("expected_savings_ratio", "gauge", "1", ("run",), "Share of learner updates that the run expects to save."),
-    Metric("compute_ratio", "gauge", "1", ("run",), "Compute over that of uniform training, at the expected savings."),
-    Metric("compute_positive", "gauge", "1", ("run",), "1 where that is below 1, so that selection pays."),
-    # Who is throttled?
-    Metric("credit_waits", "counter", "1", ("run",), "Super-batches announced beyond the stream's credit."),
-    Metric("credit_wait_seconds", "counter", "seconds", ("run",), "Time that streams waited for credit."),
-    Metric("throttled_calls", "counter", "1", ("limit",), "Calls refused at a limit, by the setting that names it."),
-    Metric("max_select_streams", "gauge", "1", (), "The bound on open Select streams, gateway.max_streams."),
-    # What falls back?
-    Metric(
-        "fallbacks",
-        "counter",
-        "1",
-        ("run", "reason"),
-        "Answers drawn uniformly by the run's policies: stale copy, deadline, scorers lost.",
+    "What falls back?": (
+        Metric(
+            "fallbacks",
+            "counter",
+            "1",
+            ("run", "reason"),
+            "Answers drawn uniformly by the run's policies: stale copy, deadline, scorers lost.",
+        ),
+        Metric("non_finite_scores", "counter", "1", ("run",), "Candidates left out: score not finite."),
+        Metric(
+            "rescored_micro_batches", "counter", "1", ("run",), "Micro-batches scored again: scorer lost or too slow."
+        ),
     ),
-    Metric("non_finite_scores", "counter", "1", ("run",), "Candidates left out: score not finite."),
-    Metric("rescored_micro_batches", "counter", "1", ("run",), "Micro-batches scored again: scorer lost or too slow."),
-    # What fails?
-    Metric(
-        "failed_super_batches",
-        "counter",
-        "1",
-        ("run", "code"),
-        "Super-batches answered with a failure.",
+    "What fails?": (
+        Metric(
+            "failed_super_batches",
+            "counter",
+            "1",
+            ("run", "code"),
+            "Super-batches answered with a failure.",
+        ),
+        Metric(
+            "failed_weight_pushes", "counter", "1", ("run", "code"), "Pushes of weights that failed, by status code."
+        ),
+        Metric("errors", "counter", "1", ("method", "code"), "Calls ended with an error, by status code."),
+        Metric("store_up", "gauge", "1", (), "1 where the weight store could be written to and read a moment ago."),
+        Metric("store_free_bytes", "gauge", "bytes", (), "Room left in the weight store; absent for an object store."),
+        Metric(
+            "credential_reload_failures", "counter", "1", ("source",), "Changed files or keys that could not be used."
+        ),
+        Metric(
+            "certificate_expiry_timestamp_seconds",
+            "gauge",
+            "seconds",
+            ("certificate",),
+            "When a certificate in use ends, since the epoch.",
+        ),
+        Metric("insecure", "gauge", "1", (), "1 where others than this machine may call without saying who they are."),
     ),
-    Metric("failed_weight_pushes", "counter", "1", ("run", "code"), "Pushes of weights that failed, by status code."),
-    Metric("errors", "counter", "1", ("method", "code"), "Calls ended with an error, by status code."),
-    Metric("store_up", "gauge", "1", (), "1 where the weight store could be written to and read a moment ago."),
-    Metric("store_free_bytes", "gauge", "bytes", (), "Room left in the weight store; absent for an object store."),
-    Metric("credential_reload_failures", "counter", "1", ("source",), "Changed files or keys that could not be used."),
-    Metric(
-        "certificate_expiry_timestamp_seconds",
-        "gauge",
-        "seconds",
-        ("certificate",),
-        "When a certificate in use ends, since the epoch.",
+    "What runs here?": (
+        Metric("build_info", "gauge", "1", ("version", "config"), "1; the version, and a digest of the configuration."),
+        Metric(
+            "deployment_updating", "gauge", "1", ("deployment",), "1 while Serve replaces replicas of a deployment."
+        ),
+        Metric("draining", "gauge", "1", (), "1 once the gateway finishes what it accepted and takes nothing new."),
     ),
-    Metric("insecure", "gauge", "1", (), "1 where others than this machine may call without saying who they are."),
-    # What runs here?
-    Metric("build_info", "gauge", "1", ("version", "config"), "1; the version, and a digest of the configuration."),
-    Metric("deployment_updating", "gauge", "1", ("deployment",), "1 while Serve replaces replicas of a deployment."),
-    Metric("draining", "gauge", "1", (), "1 once the gateway finishes what it accepted and takes nothing new."),
-)
-"""Every metric, by the question that it answers."""
+}
+"""Every metric, under the question that it answers."""
+
+METRICS: tuple[Metric, ...] = tuple(metric for metrics in QUESTIONS.values() for metric in metrics)
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
 
@@ -208,6 +247,11 @@ class GatewayMetrics:
         self.build_info = self._gauge("build_info")
         self.deployment_updating = self._gauge("deployment_updating")
         self.draining = self._gauge("draining")
+        # From 0 on: of a series that begins at 1, `increase()` does not see the first event.
+        for limit in LIMITS:
+            self.throttled.labels(limit)
+        for source in CREDENTIAL_SOURCES:
+            self.credential_failures.labels(source)
 
     def forget_run(self, run_id: str) -> None:
         """Drops every series of a deleted run."""

@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from preceptor import Run, SelectionClient
 from preceptor.errors import InvalidSuperBatchError, OverloadedError, RunNotFoundError, StaleWeightsError
 from preceptor_service.app import RunningService
-from preceptor_service.metrics import METRICS
+from preceptor_service.config import ServiceConfig
+from preceptor_service.metrics import CREDENTIAL_SOURCES, LIMITS, METRICS
 from tests.service import digits
 from tests.service.architectures import Gate
 from tests.service.conftest import (
@@ -235,6 +236,23 @@ def test_waiting_for_credit_is_counted_and_timed(raw: RawChannel, gated_run: Run
     assert call.answer().WhichOneof("kind") == "selection"
     wait_until(lambda: seen("credit_wait_seconds_total") > 0, "the wait was timed")
     call.cancel()
+
+
+def test_what_has_not_happened_yet_is_0_and_not_absent(run: Run, metrics: Metrics) -> None:
+    run.select(digits.candidates(1), sub_batch_size=8, step=1)
+    text = metrics.text()
+    for reason in ("stale", "deadline", "scorers"):
+        assert f'preceptor_fallbacks_total{{reason="{reason}",run="{run.run_id}"}} 0.0' in text
+    assert f'preceptor_rescored_micro_batches_total{{run="{run.run_id}"}} 0.0' in text
+    for limit in LIMITS:
+        assert f'preceptor_throttled_calls_total{{limit="{limit}"}}' in text
+    for source in CREDENTIAL_SOURCES:
+        assert f'preceptor_credential_reload_failures_total{{source="{source}"}} 0.0' in text
+
+
+def test_every_limit_is_a_setting() -> None:
+    plain = ServiceConfig().model_dump()
+    assert [limit for limit in LIMITS if limit.split(".")[1] not in plain[limit.split(".")[0]]] == []
 
 
 def test_repeated_answers_are_not_counted_twice(run: Run, seen: Seen) -> None:

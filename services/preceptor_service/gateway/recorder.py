@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 
 from preceptor.errors import PreceptorError
@@ -9,7 +11,7 @@ from preceptor.runs import seconds
 from preceptor.v1 import selection_pb2
 from preceptor_service.cost_meter import Cost
 from preceptor_service.metrics import STAGES, GatewayMetrics
-from preceptor_service.pipeline import Selected
+from preceptor_service.pipeline import FallbackReason, Selected
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.weight_store import Role
 
@@ -19,6 +21,14 @@ class Recorder:
 
     def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
+
+    def opened(self, run: ActiveRun) -> None:
+        """Begins the series of a run whose first event must be seen as an increase."""
+        metrics, run_id = self._metrics, run.run_id
+        for reason in get_args(FallbackReason):
+            metrics.fallbacks.labels(run_id, reason)
+        for counter in (metrics.super_batches, metrics.non_finite, metrics.rescored, metrics.credit_waits):
+            counter.labels(run_id)
 
     def answered(
         self,

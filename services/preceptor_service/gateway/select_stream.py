@@ -98,6 +98,7 @@ class SelectStream:
             max_super_batch_bytes=self._config.max_super_batch_bytes,
             max_chunk_bytes=self._config.max_chunk_bytes,
         )
+        self._recorder.opened(self._run)
         await context.write(selection_pb2.SelectResponse(opened=limits))
         reader = asyncio.create_task(self._read(requests))
         writer = asyncio.create_task(self._write(context))
