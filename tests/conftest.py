@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.prerequisites import lacking
+from tests.stores import DirectoryPlace, ObjectPlace, Place
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +36,35 @@ def fashion_mnist() -> Path:
     """The folder of the four gzipped IDX files of Fashion-MNIST."""
     folder = Path("/usr/share/datasets/fashion-mnist")
     return folder if folder.is_dir() else lacking("Fashion-MNIST (Debian package dataset-fashion-mnist)")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """An S3 server that clients of this process, and of those that it starts, find in their environment."""
+    for package in ("s3fs", "moto"):
+        if importlib.util.find_spec(package) is None:
+            lacking(f"the package {package}")
+    from tests.s3_server import S3Server
+
+    before = dict(os.environ)
+    with S3Server() as server:
+        os.environ.update(server.environment)
+        yield server
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def object_store(s3_server: S3Server, tmp_path: Path) -> Iterator[ObjectPlace]:
+    """An empty store in an object store."""
+    yield ObjectPlace(s3_server, tmp_path / "cache")
+    s3_server.spoil = lambda environ: None
+
+
+@pytest.fixture(params=["directory", "object_store"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty store, in a directory and in an object store."""
+    if request.param == "directory":
+        return DirectoryPlace(tmp_path)
+    found: Place = request.getfixturevalue("object_store")
+    return found

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 MIB = 1024 * 1024
 
@@ -123,10 +123,8 @@ class ScorerConfig(_Section):
 _OBJECT_STORE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*/?")
 
 
-def _store_location(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    if "://" not in value:
+def _store_location(value: str | Path) -> str | Path:
+    if isinstance(value, Path) or "://" not in value:
         return Path(value)
     if not _OBJECT_STORE.fullmatch(value):
         raise ValueError("give a directory, or s3://bucket/prefix without credentials; those come from the environment")
@@ -136,7 +134,7 @@ def _store_location(value: object) -> object:
 class WeightsConfig(_Section):
     """The durable store of runs and weights."""
 
-    path: Annotated[Path | str, BeforeValidator(_store_location)] = Field(
+    path: Annotated[str | Path, AfterValidator(_store_location)] = Field(
         Path("preceptor-store"),
         description="Directory on a file system with hard links, the same for every gateway and scorer; or "
         "s3://bucket/prefix of an object store with conditional writes (pip install 'preceptor[s3]').",

@@ -75,7 +75,7 @@ class _Place(NamedTuple):
     """Where the versions of one role of a run lie; `folder` is None where the run is not there."""
 
     run_id: str
-    role: Role
+    role: str
     folder: str | None
 
 
@@ -266,8 +266,8 @@ class WeightStore:
 
     def _collect(self) -> None:
         storage, now = self._storage, self._storage.clock_s()
-        for folder, (_, names) in storage.all_versions("learner").items():
-            numbers = _numbers_among(names)
+        for folder, versions in storage.all_versions(("learner",)):
+            numbers = _numbers_among(versions.names)
             for expired, successor in zip(numbers, numbers[self._keep_versions :], strict=False):
                 # It stays a while after it expired, for the super-batches that are pinned to it, and so that a
                 # slow push can still see that it lost.
@@ -366,17 +366,16 @@ class WeightStore:
     def _named_digests(self) -> set[str] | None:
         """Returns the digests, without "sha256:", of all versions with a manifest; None where one cannot be read."""
         named = set()
-        for role in _ROLES:
-            for folder, (run_id, names) in self._storage.all_versions(role).items():
-                place = _Place(run_id, role, folder)
-                for number in _numbers_among(names):
-                    try:
-                        named.add(self._read(place, number).digest.removeprefix("sha256:"))
-                    except WeightsNotFoundError:
-                        continue  # deleted since it was listed
-                    except InternalError as error:
-                        logger.warning("no weights are removed from the store: %s", error)
-                        return None
+        for folder, versions in self._storage.all_versions(_ROLES):
+            place = _Place(versions.run_id, versions.role, folder)
+            for number in _numbers_among(versions.names):
+                try:
+                    named.add(self._read(place, number).digest.removeprefix("sha256:"))
+                except WeightsNotFoundError:
+                    continue  # deleted since it was listed
+                except InternalError as error:
+                    logger.warning("no weights are removed from the store: %s", error)
+                    return None
         return named
 
     def _intact(self, place: _Place, numbers: list[int]) -> list[WeightsVersion]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from preceptor_service.app import RunningService, start_service
-from preceptor_service.config import parse_config
+from preceptor_service.config import WeightsConfig, parse_config
 from preceptor_service.ray_cluster import RayCluster
 
 SERVICES = {
@@ -28,7 +28,7 @@ def ray_cluster() -> Iterator[RayCluster]:
     cluster.stop()
 
 
-def start(layout_name: str, store: Path, name: str | None = None) -> RunningService:
+def start(layout_name: str, store: Path | WeightsConfig, name: str | None = None) -> RunningService:
     """Starts a service with a layout of `SERVICES`, by default under the layout's name."""
     layout = SERVICES[layout_name]
     return start_service(
@@ -38,7 +38,7 @@ def start(layout_name: str, store: Path, name: str | None = None) -> RunningServ
                 "pool": "in-process" if layout_name == "in-process" else "ray",
                 "gateway": {"host": "127.0.0.1", "port": 0, "max_chunk_bytes": layout["max_chunk_bytes"]},
                 "metrics": {"host": "127.0.0.1", "port": 0},
-                "weights": {"path": str(store)},
+                "weights": store.model_dump() if isinstance(store, WeightsConfig) else {"path": str(store)},
                 "scorer": {
                     "replicas": layout["replicas"],
                     "micro_batch_rows": layout["micro_batch_rows"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -14,17 +13,18 @@ from preceptor import Run, SelectionClient
 from preceptor.errors import InvalidWeightsError, RunNotFoundError, WeightsMissingError, WeightsNotFoundError
 from tests.ray.candidates import COUNT, SETTINGS, expected, ready_run, spec, state, super_batch
 from tests.ray.conftest import start
+from tests.stores import Place
 
 Clients = tuple[SelectionClient, SelectionClient]
 
 
 @pytest.fixture
-def gateways(tmp_path: Path) -> Iterator[Clients]:
+def gateways(place: Place) -> Iterator[Clients]:
     """Clients of two gateways that share one store."""
     with ExitStack() as stack:
         clients = []
         for _ in range(2):
-            service = start("in-process", tmp_path)
+            service = start("in-process", place.settings)
             stack.callback(service.stop)
             clients.append(stack.enter_context(SelectionClient(f"127.0.0.1:{service.ports.grpc}")))
         yield clients[0], clients[1]

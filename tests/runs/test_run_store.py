@@ -12,6 +12,7 @@ import pytest
 from preceptor import RunSpec
 from preceptor.errors import DiskFullError, InternalError, RunExistsError, RunNotFoundError
 from preceptor_service.run_store import RunRecord, RunStore
+from tests.stores import Place
 
 FULL = RunSpec(
     run_id="full",
@@ -35,34 +36,34 @@ def record(spec: RunSpec = FULL, rows: int = 64) -> RunRecord:
     return RunRecord(spec, 1234.5, rows)
 
 
-def test_a_record_is_read_back_as_it_was_by_another_store_object(tmp_path: Path) -> None:
-    RunStore(tmp_path).create(record())
-    assert RunStore(tmp_path).read("full") == record()
+def test_a_record_is_read_back_as_it_was_by_another_store_object(place: Place) -> None:
+    RunStore(place.open()).create(record())
+    assert RunStore(place.open()).read("full") == record()
 
 
-def test_creating_the_same_spec_again_keeps_the_first_record(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+def test_creating_the_same_spec_again_keeps_the_first_record(place: Place) -> None:
+    store = RunStore(place.open())
     store.create(record(rows=64))
     assert store.create(record(rows=128)).micro_batch_rows == 64
 
 
-def test_another_spec_under_the_same_name_is_refused_and_the_difference_named(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+def test_another_spec_under_the_same_name_is_refused_and_the_difference_named(place: Place) -> None:
+    store = RunStore(place.open())
     store.create(record())
     with pytest.raises(RunExistsError, match="exists with other settings: seed is 9223372036854775807, asked for 3;"):
         store.create(record(RunSpec(**{**vars(FULL), "seed": 3})))
 
 
-def test_of_many_creations_at_once_one_record_wins_and_all_see_it(tmp_path: Path) -> None:
-    stores = [RunStore(tmp_path) for _ in range(16)]
+def test_of_many_creations_at_once_one_record_wins_and_all_see_it(place: Place) -> None:
+    stores = [RunStore(place.open()) for _ in range(16)]
     with ThreadPoolExecutor(16) as threads:
         records = list(threads.map(lambda pair: pair[1].create(record(rows=pair[0] + 1)), enumerate(stores)))
     assert len({stored.micro_batch_rows for stored in records}) == 1
-    assert {path.name for path in (tmp_path / "runs" / "full").iterdir()} == {"run.json"}
+    assert place.names("runs/full") == ["run.json"]
 
 
-def test_a_deleted_run_is_not_found(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+def test_a_deleted_run_is_not_found(place: Place) -> None:
+    store = RunStore(place.open())
     store.create(record())
     store.delete("full")
     assert store.list() == []
@@ -75,16 +76,16 @@ def test_a_deleted_run_is_not_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "{}", "[1]", '{"spec": {"runId": 3}, "create_time_s": 1, "micro_batch_rows": 1}']
 )
-def test_a_damaged_record_is_an_error_that_names_the_run(tmp_path: Path, content: str) -> None:
-    store = RunStore(tmp_path)
+def test_a_damaged_record_is_an_error_that_names_the_run(place: Place, content: str) -> None:
+    store = RunStore(place.open())
     store.create(record())
-    (tmp_path / "runs" / "full" / "run.json").write_text(content)
+    place.write("runs/full/run.json", content.encode())
     with pytest.raises(InternalError, match="the record of run 'full' is damaged"):
         store.read("full")
 
 
-def test_a_life_of_a_run_is_told_from_the_next(tmp_path: Path) -> None:
-    store = RunStore(tmp_path)
+def test_a_life_of_a_run_is_told_from_the_next(place: Place) -> None:
+    store = RunStore(place.open())
     former = store.create(record())
     assert store.holds(former)
     store.delete("full")

@@ -10,17 +10,19 @@ from pathlib import Path
 
 from preceptor import RunSpec
 from preceptor.errors import PreceptorError
+from preceptor_service.config import WeightsConfig
 from preceptor_service.run_store import RunRecord, RunStore
+from preceptor_service.storage import Storage, open_storage
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 
 
-def create_run(root: Path, run_id: str = "run") -> RunRecord:
+def create_run(root: Path | Storage, run_id: str = "run") -> RunRecord:
     """Creates a run for weights to be pushed to; a new life of it where it was deleted."""
     return RunStore(root).create(RunRecord(RunSpec(run_id, "small_cnn"), time.time(), 64))
 
 
 def store_with_runs(
-    root: Path,
+    root: Path | Storage,
     keep_versions: int,
     max_bytes: int = 1000,
     grace_s: float = 60.0,
@@ -75,4 +77,5 @@ def _stall(store: WeightStore, data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    {"race": _race, "stall": _stall}[sys.argv[1]](WeightStore(Path(sys.argv[2]), 2, 1 << 20), sys.argv[3].encode())
+    opened = WeightStore(open_storage(WeightsConfig.model_validate_json(sys.argv[2])), 2, 1 << 20)
+    {"race": _race, "stall": _stall}[sys.argv[1]](opened, sys.argv[3].encode())

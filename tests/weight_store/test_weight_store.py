@@ -22,6 +22,7 @@ from preceptor.errors import (
 )
 from preceptor_service.run_store import RunStore
 from preceptor_service.weight_store import WeightStore, WeightsVersion
+from tests.stores import Place
 from tests.weight_store.pushing import create_run, push, store_with_runs
 
 
@@ -30,25 +31,26 @@ def digest(data: bytes) -> str:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
-    return store_with_runs(tmp_path, keep_versions=3, grace_s=0)
+def store(place: Place) -> WeightStore:
+    return store_with_runs(place.open(), keep_versions=3)
 
 
-def staging_files(root: Path) -> list[Path]:
-    return list((root / "staging").iterdir())
+def staging_files(place: Place) -> list[str]:
+    """What is on its way, here and there."""
+    return [*(path.name for path in place.open().staging.iterdir()), *place.names("staging")]
 
 
 class TestCommit:
-    def test_versions_count_up_and_outlive_the_process(self, store: WeightStore, tmp_path: Path) -> None:
+    def test_versions_count_up_and_outlive_the_process(self, store: WeightStore, place: Place) -> None:
         first, second = push(store, b"one", step=5), push(store, b"two", step=7)
 
-        again = WeightStore(tmp_path, keep_versions=3, max_bytes=1000)
+        again = WeightStore(place.open(), keep_versions=3, max_bytes=1000)
         assert again.versions("run", "learner") == (first, second)
         assert (second.version, second.step, second.digest, second.total_bytes) == (2, 7, digest(b"two"), 3)
         assert again.head("run", "learner") == second
         assert again.version("run", "learner", 1) == first
         assert again.verify(first.digest).read_bytes() == b"one"
-        assert staging_files(tmp_path) == []
+        assert staging_files(place) == []
 
     def test_nothing_before_the_first_push(self, store: WeightStore) -> None:
         assert store.head("run", "learner") is None
@@ -90,8 +92,8 @@ class TestCommit:
 
         assert push(store, b"two", step=2).version == 1
 
-    def test_a_slow_push_still_conflicts_when_the_version_it_wanted_has_expired(self, tmp_path: Path) -> None:
-        store = store_with_runs(tmp_path, keep_versions=2)
+    def test_a_slow_push_still_conflicts_when_the_version_it_wanted_has_expired(self, place: Place) -> None:
+        store = store_with_runs(place.open(), keep_versions=2)
         for step in range(5):
             push(store, b"%d" % step, step=step)
         store.collect()
@@ -100,8 +102,9 @@ class TestCommit:
             push(store, b"slow", step=9, base=0)
 
     def test_the_directory_of_a_first_push_is_durable_before_it_is_answered(
-        self, store: WeightStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        store = store_with_runs(tmp_path, keep_versions=2)
         synced = directories_synced(monkeypatch)
 
         push(store, b"one")
@@ -176,10 +179,10 @@ class TestReference:
 
 
 class TestStaging:
-    def test_more_bytes_than_announced(self, store: WeightStore, tmp_path: Path) -> None:
+    def test_more_bytes_than_announced(self, store: WeightStore, place: Place) -> None:
         with store.stage(3) as staged, pytest.raises(InvalidWeightsError, match="at least 4 bytes, announced were 3"):
             staged.write(b"four")
-        assert staging_files(tmp_path) == []
+        assert staging_files(place) == []
 
     def test_fewer_bytes_than_announced(self, store: WeightStore) -> None:
         with store.stage(3) as staged:
@@ -193,16 +196,16 @@ class TestStaging:
             with pytest.raises(InvalidWeightsError, match=hashlib.sha256(b"123").hexdigest()):
                 staged.seal(bytes(32))
 
-    def test_more_than_the_limit_before_a_byte_is_written(self, store: WeightStore, tmp_path: Path) -> None:
+    def test_more_than_the_limit_before_a_byte_is_written(self, store: WeightStore, place: Place) -> None:
         with pytest.raises(TooLargeError, match="1001 bytes, the limit is 1000"):
             store.stage(1001)
-        assert staging_files(tmp_path) == []
+        assert staging_files(place) == []
 
     def test_no_bytes(self, store: WeightStore) -> None:
         with pytest.raises(InvalidWeightsError, match="total_bytes is 0"):
             store.stage(0)
 
-    def test_a_full_disk(self, store: WeightStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_disk(self, store: WeightStore, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(descriptor: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -210,37 +213,39 @@ class TestStaging:
         with pytest.raises(DiskFullError, match="No space left"):
             push(store, b"one")
         assert store.head("run", "learner") is None
-        assert staging_files(tmp_path) == []
+        assert staging_files(place) == []
 
 
 class TestDamage:
     def test_a_damaged_manifest_is_named_and_older_versions_stay_readable(
-        self, store: WeightStore, tmp_path: Path
+        self, store: WeightStore, place: Place
     ) -> None:
         first = push(store, b"one", step=1)
         push(store, b"two", step=2)
-        (tmp_path / "runs/run/learner/00000002.json").write_text('{"version": 2')
+        place.write(f"{place.versions('run')}/00000002.json", b'{"version": 2')
 
         with pytest.raises(InternalError, match="learner version 2 of run 'run' is damaged"):
             store.head("run", "learner")
         assert store.versions("run", "learner") == (first,)
         assert store.version("run", "learner", 1) == first
 
-    def test_a_push_goes_on_after_a_damaged_manifest(self, store: WeightStore, tmp_path: Path) -> None:
+    def test_a_push_goes_on_after_a_damaged_manifest(self, store: WeightStore, place: Place) -> None:
         push(store, b"one", step=1)
-        (tmp_path / "runs/run/learner/00000001.json").write_text("")
+        place.write(f"{place.versions('run')}/00000001.json", b"")
 
         assert push(store, b"two", step=2, base=1).version == 2
 
-    def test_no_blob_is_removed_while_a_manifest_is_damaged(self, store: WeightStore, tmp_path: Path) -> None:
+    def test_no_blob_is_removed_while_a_manifest_is_damaged(self, store: WeightStore, place: Place) -> None:
         one = push(store, b"one", step=1)
-        (tmp_path / "runs/run/learner/00000001.json").write_text("")
+        place.write(f"{place.versions('run')}/00000001.json", b"")
 
+        place.age(100)
         store.collect()
 
-        assert store.verify(one.digest).read_bytes() == b"one"
+        assert place.names("blobs") == [one.digest.removeprefix("sha256:")]
 
-    def test_a_damaged_blob_is_named_and_healed_by_pushing_again(self, store: WeightStore) -> None:
+    def test_a_damaged_blob_is_named_and_healed_by_pushing_again(self, tmp_path: Path) -> None:
+        store = store_with_runs(tmp_path, keep_versions=3)
         one = push(store, b"one", step=1)
         store.blob_path(one.digest).write_bytes(b"0ne")
 
@@ -251,26 +256,28 @@ class TestDamage:
 
 
 class TestDeleteRun:
-    def test_its_versions_are_gone_and_others_stay(self, store: WeightStore) -> None:
+    def test_its_versions_are_gone_and_others_stay(self, store: WeightStore, place: Place) -> None:
         push(store, b"one")
         kept = push(store, b"two", run_id="other")
 
         store.delete_run("run")
         store.delete_run("run")
+        place.age(100)
         store.collect()
 
         assert store.head("run", "learner") is None
         with pytest.raises(WeightsNotFoundError):
-            store.blob_path(digest(b"one"))
+            store.require(digest(b"one"))
         assert store.verify(kept.digest).read_bytes() == b"two"
 
     def test_a_commit_under_way_does_not_bring_it_back(
-        self, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+        self, store: WeightStore, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         create = store._create
 
-        def deleted_first(manifest: Path, version: WeightsVersion) -> bool:
+        def deleted_first(manifest: str, version: WeightsVersion) -> bool:
             store.delete_run("run")
+            RunStore(place.open()).delete("run")
             return create(manifest, version)
 
         monkeypatch.setattr(store, "_create", deleted_first)
@@ -278,37 +285,35 @@ class TestDeleteRun:
             push(store, b"one")
         assert store.head("run", "learner") is None
 
-    def test_a_first_push_under_way_does_not_bring_it_back(self, store: WeightStore, tmp_path: Path) -> None:
-        RunStore(tmp_path).delete("run")
+    def test_a_first_push_under_way_does_not_bring_it_back(self, store: WeightStore, place: Place) -> None:
+        RunStore(place.open()).delete("run")
 
         with pytest.raises(PushConflictError, match="run 'run' was deleted"):
             push(store, b"one")
-        assert not (tmp_path / "runs/run").exists()
+        assert place.names("runs/run") == []
         push(store, b"one", run_id="other")
         with pytest.raises(PushConflictError, match="run 'run' was deleted"):
             store.adopt("run", "reference", digest(b"one"))
-        create_run(tmp_path)
+        create_run(place.open())
         assert store.head("run", "learner") is None
 
-    def test_a_first_push_under_way_does_not_reach_the_next_life(self, store: WeightStore, tmp_path: Path) -> None:
-        runs = RunStore(tmp_path)
+    def test_a_first_push_under_way_does_not_reach_the_next_life(self, store: WeightStore, place: Place) -> None:
+        runs = RunStore(place.open())
         former = runs.read("run")
         runs.delete("run")
-        latter = create_run(tmp_path)
+        latter = create_run(place.open())
 
         with pytest.raises(PushConflictError, match="run 'run' was deleted"):
             push(store, b"one", is_current=lambda: runs.holds(former))
         assert store.head("run", "learner") is None
         assert push(store, b"one", is_current=lambda: runs.holds(latter)).version == 1
 
-    def test_a_push_between_the_two_halves_of_a_deletion_is_deleted_too(
-        self, store: WeightStore, tmp_path: Path
-    ) -> None:
+    def test_a_push_between_the_two_halves_of_a_deletion_is_deleted_too(self, store: WeightStore, place: Place) -> None:
         store.delete_run("run")
         push(store, b"one")
-        RunStore(tmp_path).delete("run")
+        RunStore(place.open()).delete("run")
 
-        create_run(tmp_path)
+        create_run(place.open())
         assert store.head("run", "learner") is None
 
 
@@ -329,7 +334,7 @@ def overtaken_by(store: WeightStore, data: bytes, step: int, monkeypatch: pytest
     """Lets another push of `data` commit just before the next manifest is created."""
     create = store._create
 
-    def overtaken(manifest: Path, version: WeightsVersion) -> bool:
+    def overtaken(manifest: str, version: WeightsVersion) -> bool:
         monkeypatch.undo()
         push(store, data, step=step)
         return create(manifest, version)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from preceptor_service.storage.storage import SET_ASIDE, StoreHealth, blob_name, damaged
+from preceptor_service.storage.storage import SET_ASIDE, StoreHealth, Versions, blob_name, damaged
 from preceptor_service.weight_staging import make_directory, sync_directory
 
 _PROBE = b"preceptor"
@@ -120,10 +120,14 @@ class DirectoryStorage:
         with suppress(OSError):  # not empty: the rest belongs to somebody else
             (self._runs / run_id).rmdir()
 
-    def all_versions(self, role: str) -> dict[str, tuple[str, list[str]]]:
+    def all_versions(self, roles: Sequence[str]) -> list[tuple[str, Versions]]:
         """Lists `runs/*/<role>/`."""
-        folders = ((directory.parent.name, self._name(directory)) for directory in self._runs.glob(f"*/{role}"))
-        return {folder: (run_id, self.names(folder)) for run_id, folder in folders}
+        directories = [directory for role in roles for directory in self._runs.glob(f"*/{role}")]
+        folders = [self._name(directory) for directory in directories]
+        return [
+            (folder, Versions(directory.parent.name, directory.name, self.names(folder)))
+            for directory, folder in zip(directories, folders, strict=True)
+        ]
 
     def names(self, folder: str) -> list[str]:
         """Lists the directory."""

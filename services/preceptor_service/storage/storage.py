@@ -34,6 +34,15 @@ class StoreHealth:
     free_bytes: int | None
 
 
+@dataclass(frozen=True)
+class Versions:
+    """What lies in the folder of one role of a run: the names of its manifests, in any order."""
+
+    run_id: str
+    role: str
+    names: list[str]
+
+
 class Storage(Protocol):
     """A directory or an object store. Safe for any number of threads and processes at once; every method blocks.
 
@@ -87,8 +96,8 @@ class Storage(Protocol):
         """Removes those folders of the run, oldest version first."""
         ...
 
-    def all_versions(self, role: str) -> dict[str, tuple[str, list[str]]]:
-        """Returns, for the folder of that role of each run that lives, the run's id and the names in the folder."""
+    def all_versions(self, roles: Sequence[str]) -> list[tuple[str, Versions]]:
+        """Returns the folders of those roles of every run, each with what lies in it."""
         ...
 
     def names(self, folder: str) -> list[str]:
