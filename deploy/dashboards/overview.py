@@ -1,0 +1,397 @@
+"""*Overview*: every run and every gateway of an installation, for whoever operates it."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders import dashboard
+
+from deploy.dashboards.frame import framed, installation, run
+from deploy.dashboards.panels import GATEWAY, JOB, RATE, RUN, Limits, Query, Row, graph, number
+
+
+def overview() -> dashboard.Dashboard:
+    """Returns the dashboard."""
+    return framed(
+        uid="preceptor-overview",
+        title="Preceptor / Overview",
+        description=(
+            "Whether selection keeps up, how old the learner copies are, what falls back or fails, and whether it pays."
+        ),
+        rows=[_glance(), _keeping_up(), _waiting(), _stale(), _failing(), _paying(), _throttled(), _running()],
+        variables=[*installation(), run(many=True)],
+    )
+
+
+def _glance() -> Row:
+    return Row(
+        "At a glance",
+        [
+            number(
+                "Gateways up",
+                "Gateways that Prometheus scrapes with success.",
+                "short",
+                Query(f"count(preceptor_build_info{{{GATEWAY}}})", "gateways"),
+                limits=Limits(yellow=1, red=1, low_is_bad=True),
+                runbooks=["PreceptorAbsent", "PreceptorTargetDown"],
+            ),
+            number(
+                "Scorers running",
+                "Scorers that take micro-batches.",
+                "short",
+                Query(f'max(preceptor_scorers{{{GATEWAY}, state="running"}})', "scorers"),
+                limits=Limits(yellow=1, red=1, low_is_bad=True),
+                runbooks=["PreceptorNoScorers", "PreceptorReplicasUnhealthy"],
+            ),
+            number(
+                "Candidates per second",
+                "Candidates in answered super-batches, over all chosen runs.",
+                "suffix:/s",
+                Query(f"sum(rate(preceptor_candidates_total{{{RUN}}}{RATE}))", "candidates"),
+            ),
+            number(
+                "Slowest 1 % of answers",
+                "The 99th percentile of the time from a super-batch's first byte to its answer. The objective is "
+                "2.5 s.",
+                "s",
+                Query(_quantile(0.99, 'stage="total"', "le"), "p99"),
+                limits=Limits(yellow=1, red=2.5),
+                runbooks=["PreceptorLatencyBudgetBurnsFast", "PreceptorLatencyBudgetBurnsSlowly"],
+            ),
+            number(
+                "Fallbacks",
+                "Share of the answers that were drawn uniformly.",
+                "percentunit",
+                Query(
+                    f"sum(rate(preceptor_fallbacks_total{{{RUN}}}{RATE}))"
+                    f" / sum(rate(preceptor_super_batches_total{{{RUN}}}{RATE}))",
+                    "fallbacks",
+                ),
+                limits=Limits(yellow=0.001, red=0.01),
+                runbooks=["PreceptorFallbackActive"],
+            ),
+            number(
+                "Alerts firing",
+                "Alerts of Preceptor that fire now, in every installation that this Prometheus sees.",
+                "short",
+                Query('count(ALERTS{alertname=~"Preceptor.+", alertstate="firing"}) or vector(0)', "alerts"),
+                limits=Limits(yellow=1, red=2),
+            ),
+        ],
+    )
+
+
+def _keeping_up() -> Row:
+    return Row(
+        "Is selection keeping up?",
+        [
+            graph(
+                "Throughput by run",
+                "Candidates in answered super-batches per second.",
+                "suffix:/s",
+                Query(f"sum by (run) (rate(preceptor_candidates_total{{{RUN}}}{RATE}))", "{{run}}"),
+                width=12,
+                stacked=True,
+                runbooks=["PreceptorSelectionStalled"],
+            ),
+            graph(
+                "Super-batches that wait",
+                "Super-batches that arrived whole and are not answered. Level and busy is healthy; rising means "
+                "that scorers are too few.",
+                "short",
+                Query(f"sum by (instance) (preceptor_unanswered_super_batches{{{GATEWAY}}})", "{{instance}}"),
+                width=6,
+                runbooks=["PreceptorSelectionStalled", "PreceptorQueueSaturated"],
+            ),
+            graph(
+                "Time since the last selection",
+                "Per run. A run that ended only rises; a run that trains should stay near zero.",
+                "s",
+                Query(f"time() - max by (run) (preceptor_last_answer_timestamp_seconds{{{RUN}}})", "{{run}}"),
+                width=6,
+                runbooks=["PreceptorSelectionStalled"],
+            ),
+        ],
+    )
+
+
+def _waiting() -> Row:
+    return Row(
+        "What waits on what?",
+        [
+            graph(
+                "Latency by stage (95th percentile)",
+                "receive: the body arrives. decode: Arrow is checked. losses: micro-batches at scorers. select: "
+                "the draw.",
+                "s",
+                Query(_quantile(0.95, 'stage=~".+"', "le, stage"), "{{stage}}"),
+                limits=Limits(yellow=1, red=2.5),
+                runbooks=["PreceptorLatencyBudgetBurnsFast"],
+            ),
+            graph(
+                "Mean time of a super-batch, by stage",
+                "The stages on top of each other: where the time of an answer goes.",
+                "s",
+                Query(
+                    f'sum by (stage) (rate(preceptor_stage_seconds_total{{{RUN}, stage!="total"}}{RATE}))'
+                    f" / on () group_left () sum(rate(preceptor_super_batches_total{{{RUN}}}{RATE}))",
+                    "{{stage}}",
+                ),
+                stacked=True,
+            ),
+            graph(
+                "Mean time of a micro-batch",
+                "gateway: waits for a place at a scorer (gateway.in_flight_bytes). queue: on its way and in the "
+                "scorer's queue. load: weights. forward: computes.",
+                "s",
+                Query(
+                    f"sum(rate(preceptor_micro_batch_wait_seconds_total{{{RUN}}}{RATE}))"
+                    f" / sum(rate(preceptor_micro_batches_total{{{RUN}}}{RATE}))",
+                    "gateway",
+                ),
+                Query(
+                    f"sum by (part) (rate(preceptor_scorer_seconds_total{{{RUN}}}{RATE}))"
+                    f" / on () group_left () sum(rate(preceptor_micro_batches_total{{{RUN}}}{RATE}))",
+                    "{{part}}",
+                ),
+                stacked=True,
+                runbooks=["PreceptorQueueSaturated"],
+            ),
+        ],
+    )
+
+
+def _stale() -> Row:
+    return Row(
+        "How stale?",
+        [
+            graph(
+                "Age of the learner copies",
+                "Steps between the push that was used and the step that asked, at the last answer; dashed, the "
+                "run's max_staleness_steps where it has one.",
+                "short",
+                Query(f"max by (run) (preceptor_staleness_steps{{{RUN}}})", "{{run}}"),
+                Query(f"max by (run) (preceptor_max_staleness_steps{{{RUN}}})", "{{run}}, bound"),
+                runbooks=["PreceptorLearnerCopyStale"],
+            ),
+            graph(
+                "Time since the last push",
+                "Age of the learner copy in use, by the clock.",
+                "s",
+                Query(f"time() - max by (run) (preceptor_last_push_timestamp_seconds{{{RUN}}})", "{{run}}"),
+                runbooks=["PreceptorPushesStopped"],
+            ),
+            graph(
+                "Pushes per minute",
+                "Weights committed, by role.",
+                "suffix:/min",
+                Query(
+                    f"60 * sum by (run, role) (rate(preceptor_weight_pushes_total{{{RUN}}}{RATE}))", "{{run}}, {{role}}"
+                ),
+                runbooks=["PreceptorPushesFail"],
+            ),
+        ],
+    )
+
+
+def _failing() -> Row:
+    return Row(
+        "What falls back, what fails?",
+        [
+            graph(
+                "Fallbacks by reason",
+                "Share of the answers drawn uniformly: scored too late (deadline), copy too old (stale), scorers "
+                "lost (scorers).",
+                "percentunit",
+                Query(
+                    f"sum by (reason) (rate(preceptor_fallbacks_total{{{RUN}}}{RATE}))"
+                    f" / on () group_left () sum(rate(preceptor_super_batches_total{{{RUN}}}{RATE}))",
+                    "{{reason}}",
+                ),
+                limits=Limits(yellow=0.001, red=0.01),
+                runbooks=["PreceptorFallbackActive"],
+            ),
+            graph(
+                "Failed super-batches by code",
+                "Super-batches answered with an error, per second. INVALID_ARGUMENT and FAILED_PRECONDITION are "
+                "the trainer's.",
+                "suffix:/s",
+                Query(f"sum by (code) (rate(preceptor_failed_super_batches_total{{{RUN}}}{RATE}))", "{{code}}"),
+                runbooks=["PreceptorErrorBudgetBurnsFast", "PreceptorErrorBudgetBurnsSlowly"],
+            ),
+            graph(
+                "Calls that ended in an error",
+                "Per second, by method and status code.",
+                "suffix:/s",
+                Query(
+                    f"sum by (method, code) (rate(preceptor_errors_total{{{GATEWAY}}}{RATE}))", "{{method}}, {{code}}"
+                ),
+                runbooks=["PreceptorCallersRefused"],
+            ),
+            graph(
+                "Spent of the objectives",
+                "Share of super-batches slower than 2.5 s (1 % is allowed) and failed by the service (0.1 % is "
+                "allowed), over the last hour; as recorded by the rules.",
+                "percentunit",
+                Query(f"max(preceptor:slow_super_batches:ratio_rate1h{{{JOB}}})", "slow"),
+                Query(f"max(preceptor:failed_super_batches:ratio_rate1h{{{JOB}}})", "failed"),
+                width=12,
+                limits=Limits(yellow=0.001, red=0.01),
+                runbooks=["PreceptorLatencyBudgetBurnsSlowly", "PreceptorErrorBudgetBurnsSlowly"],
+            ),
+            graph(
+                "Scores that are not finite, and micro-batches scored again",
+                "Shares of candidates left out because of their score, and of micro-batches whose scorer was "
+                "lost or too slow.",
+                "percentunit",
+                Query(
+                    f"sum(rate(preceptor_non_finite_scores_total{{{RUN}}}{RATE}))"
+                    f" / sum(rate(preceptor_candidates_total{{{RUN}}}{RATE}))",
+                    "not finite",
+                ),
+                Query(
+                    f"sum(rate(preceptor_rescored_micro_batches_total{{{RUN}}}{RATE}))"
+                    f" / sum(rate(preceptor_micro_batches_total{{{RUN}}}{RATE}))",
+                    "scored again",
+                ),
+                width=12,
+                runbooks=["PreceptorNonFiniteScores", "PreceptorScorersLost"],
+            ),
+        ],
+    )
+
+
+def _paying() -> Row:
+    return Row(
+        "Does it pay?",
+        [
+            number(
+                "Runs that pay",
+                "Share of the runs that expect savings and are compute-positive at them.",
+                "percentunit",
+                Query(f"avg(max by (run) (preceptor_compute_positive{{{RUN}}}))", "runs that pay"),
+                width=6,
+                limits=Limits(yellow=1, red=0.5, low_is_bad=True),
+                runbooks=["PreceptorComputeNegative"],
+            ),
+            graph(
+                "Compute over that of uniform training",
+                "At the savings that each run expects, scoring and reference charged. Below 1 selection pays.",
+                "short",
+                Query(f"max by (run) (preceptor_compute_ratio{{{RUN}}})", "{{run}}"),
+                width=9,
+                limits=Limits(yellow=1, red=1),
+                runbooks=["PreceptorComputeNegative"],
+            ),
+            graph(
+                "Share of candidates selected",
+                "b / B of the last answer of each run.",
+                "percentunit",
+                Query(f"max by (run) (preceptor_selected_ratio{{{RUN}}})", "{{run}}"),
+                width=9,
+            ),
+        ],
+    )
+
+
+def _throttled() -> Row:
+    return Row(
+        "Who is throttled?",
+        [
+            graph(
+                "Calls refused at a limit",
+                "Per second, by the setting that names the limit.",
+                "suffix:/s",
+                Query(f"sum by (limit) (rate(preceptor_throttled_calls_total{{{GATEWAY}}}{RATE}))", "{{limit}}"),
+                runbooks=["PreceptorCallersThrottled"],
+            ),
+            graph(
+                "Time that streams wait for credit",
+                "Seconds per second, over the streams of a run: trainers that are further ahead than "
+                "gateway.window_bytes allows.",
+                "s",
+                Query(f"sum by (run) (rate(preceptor_credit_wait_seconds_total{{{RUN}}}{RATE}))", "{{run}}"),
+            ),
+            graph(
+                "Select streams",
+                "Open streams of all gateways, and what gateway.max_streams allows.",
+                "short",
+                Query(f"sum by (instance) (preceptor_select_streams{{{GATEWAY}}})", "{{instance}}"),
+                Query(f"max(preceptor_max_select_streams{{{GATEWAY}}})", "limit of one gateway"),
+                runbooks=["PreceptorStreamsNearLimit"],
+            ),
+        ],
+    )
+
+
+def _running() -> Row:
+    return Row(
+        "What runs here?",
+        [
+            graph(
+                "Gateways by version and configuration",
+                "More than one line for long: an upgrade is stuck, or a gateway was left over.",
+                "short",
+                Query(
+                    f"count by (version, config) (preceptor_build_info{{{GATEWAY}}})", "{{version}}, config {{config}}"
+                ),
+                runbooks=["PreceptorMixedGateways", "PreceptorUpgradeStuck"],
+            ),
+            graph(
+                "Room in the weight store",
+                "Bytes left where weights are kept; nothing for an object store.",
+                "bytes",
+                Query(f"min by (instance) (preceptor_store_free_bytes{{{GATEWAY}}})", "{{instance}}"),
+                runbooks=["PreceptorWeightStoreFilling"],
+            ),
+            number(
+                "Weight store",
+                "1 where every gateway can write to it and read from it.",
+                "short",
+                Query(f"min(preceptor_store_up{{{GATEWAY}}})", "up"),
+                limits=Limits(yellow=1, red=1, low_is_bad=True),
+                runbooks=["PreceptorWeightStoreDegraded"],
+            ),
+            number(
+                "Insecure gateways",
+                "Gateways that listen beyond their machine and ask nobody who they are.",
+                "short",
+                Query(f"sum(preceptor_insecure{{{GATEWAY}}})", "insecure"),
+                limits=Limits(yellow=1, red=1),
+                runbooks=["PreceptorInsecure"],
+            ),
+            graph(
+                "Time left of certificates",
+                "Until the first certificate of each kind ends.",
+                "s",
+                Query(
+                    f"min by (certificate) (preceptor_certificate_expiry_timestamp_seconds{{{GATEWAY}}}) - time()",
+                    "{{certificate}}",
+                ),
+                runbooks=["PreceptorCertificateNearExpiry", "PreceptorCertificateEnds"],
+            ),
+            graph(
+                "Credentials that could not be used",
+                "Changed files or keys that were refused within 15 minutes; the previous ones stay in force.",
+                "short",
+                Query(
+                    f"sum by (source) (increase(preceptor_credential_reload_failures_total{{{GATEWAY}}}[15m]))",
+                    "{{source}}",
+                ),
+                runbooks=["PreceptorCredentialReloadFails"],
+            ),
+            graph(
+                "Gateways that drain",
+                "1 while a gateway finishes what it accepted and takes nothing new.",
+                "short",
+                Query(f"max by (instance) (preceptor_draining{{{GATEWAY}}})", "{{instance}}"),
+                maximum=1,
+                runbooks=["PreceptorDrainStuck"],
+            ),
+        ],
+    )
+
+
+def _quantile(share: float, stages: str, by: str) -> str:
+    return (
+        f"histogram_quantile({share}, sum by ({by})"
+        f" (rate(preceptor_stage_latency_seconds_bucket{{{GATEWAY}, {stages}}}{RATE})))"
+    )
