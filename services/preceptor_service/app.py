@@ -20,6 +20,7 @@ from preceptor_service.gateway.access import check_access
 from preceptor_service.gateway.gateway import Gateway, Ports
 from preceptor_service.ray_cluster import RayCluster
 from preceptor_service.storage import check_storage
+from preceptor_service.tracing import check_tracing, start_tracing
 
 T = TypeVar("T")
 
@@ -103,7 +104,9 @@ class EmbeddedService:
             raise ConfigError(str(error)) from error
         await asyncio.to_thread(load_committed, engine, RunStore.open(config.weights), weight_store, scorer.model_bytes)
         in_flight = ByteBudget(config.gateway.in_flight_bytes)
-        gateway = Gateway(config, weight_store, architectures, InProcessPool(engine), in_flight, shares_port=False)
+        tracing = start_tracing(config.tracing)
+        pool = tracing.scorer_pool(InProcessPool(engine), engine.device, lambda: "in-process")
+        gateway = Gateway(config, weight_store, architectures, pool, in_flight, tracing, shares_port=False)
         ports = await gateway.start()
         self._gateway = gateway
         return ports
@@ -156,6 +159,7 @@ def _check_here(config: ServiceConfig) -> None:
     """Raises `ConfigError` for what would fail later, perhaps in another process."""
     check_storage(config.weights)
     check_access(config)
+    check_tracing(config.tracing)
     if config.architectures:
         from preceptor_service.models import ArchitectureRegistry
 

@@ -74,6 +74,27 @@ class MetricsConfig(_Section):
     port: Port = Field(9464, description="Port to listen on; 0 takes a free one.")
 
 
+class TracingConfig(_Section):
+    """OpenTelemetry traces of super-batches; see `docs/tracing.md`."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/@\s]+:[0-9]+$")] | None = Field(
+        None, description="OTLP/gRPC collector: http://host:port in plaintext, https://host:port by TLS; none: off."
+    )
+    ca: Path | None = Field(None, description="PEM file of authorities for an https endpoint; none: gRPC's own.")
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="Share that is traced: of the trainers' traces, and of super-batches that come without one."
+    )
+    service_name: Annotated[str, Field(min_length=1)] = Field(
+        "preceptor", description="What the spans of gateways and scorers say as `service.name`."
+    )
+
+    @model_validator(mode="after")
+    def _ca_is_for_tls(self) -> TracingConfig:
+        if self.ca is not None and not (self.endpoint or "").startswith("https:"):
+            raise ValueError(f"ca is for an https endpoint, the endpoint is {self.endpoint}; make it https, or drop ca")
+        return self
+
+
 class ScorerConfig(_Section):
     """The scorers, each with one device."""
 
@@ -241,6 +262,7 @@ class ServiceConfig(_Section):
     pool: Literal["ray", "in-process"] = Field("ray", description="Who runs the scorers.")
     gateway: GatewayConfig = GatewayConfig()
     metrics: MetricsConfig = MetricsConfig()
+    tracing: TracingConfig = TracingConfig()
     scorer: ScorerConfig = ScorerConfig()
     weights: WeightsConfig = WeightsConfig()
     limits: LimitsConfig = LimitsConfig()

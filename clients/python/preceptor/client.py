@@ -6,6 +6,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,7 @@ from preceptor.decoding import scores_from_proto, spec_of, status_from_proto
 from preceptor.errors import DeadlineExceededError
 from preceptor.runs import RunSpec, spec_to_proto
 from preceptor.stream import SelectStream
+from preceptor.tracing import traced_select
 from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
 from preceptor.wire import CHUNK_BYTES, with_chunk
 
@@ -282,12 +284,14 @@ class Run:
         """
         self._connection.check_usable()
         encoded = batches.encode(batch, example_id)
-        return self._stream.submit(
-            encoded,
-            _whole("sub_batch_size", sub_batch_size),
-            _whole("step", step),
-            _whole("rank", rank),
-            self._timeout(timeout_s),
+        size, step, rank = _whole("sub_batch_size", sub_batch_size), _whole("step", step), _whole("rank", rank)
+        return traced_select(
+            partial(self._stream.submit, encoded, size, step, rank, self._timeout(timeout_s)),
+            self.run_id,
+            step,
+            rank,
+            encoded.row_count,
+            size,
         )
 
     def score(self, batch: Mapping[str, Any], example_id: Any = None, timeout_s: float | None = None) -> Scores:

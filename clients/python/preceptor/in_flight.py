@@ -36,6 +36,7 @@ class Offer:
     sub_batch_size: int
     timeout_s: float
     deadline: float
+    traceparent: str | None = None
     future: Future[Selection] = field(default_factory=Future)
 
     @property

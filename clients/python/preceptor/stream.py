@@ -112,12 +112,18 @@ class SelectStream:
             self._observe(learner_version)
 
     def submit(
-        self, batch: EncodedBatch, sub_batch_size: int, step: int, rank: int, timeout_s: float
+        self,
+        batch: EncodedBatch,
+        sub_batch_size: int,
+        step: int,
+        rank: int,
+        timeout_s: float,
+        traceparent: str | None = None,
     ) -> Future[Selection]:
         """Queues one super-batch and returns its future; `Future.cancel` gives it up.
 
         Blocks, at most `timeout_s`, while the bytes queued and unsent exceed the gateway's window. `timeout_s` counts
-        from here to the answer, reconnects included.
+        from here to the answer, reconnects included. `traceparent` goes into the header.
 
         Raises:
             ValueError: the same (step, rank) is pending.
@@ -127,7 +133,8 @@ class SelectStream:
             RuntimeError: called in a fork of the process that opened the client.
         """
         self._connection.check_usable()
-        offer = Offer(StepKey(step, rank), batch, sub_batch_size, timeout_s, time.monotonic() + timeout_s)
+        deadline = time.monotonic() + timeout_s
+        offer = Offer(StepKey(step, rank), batch, sub_batch_size, timeout_s, deadline, traceparent)
         body_bytes = len(batch.body)
         with self._changed:
             self._check_accepts(offer.key)
@@ -334,6 +341,7 @@ class SelectStream:
                     row_count=offer.batch.row_count,
                     body_bytes=len(body),
                     digest=offer.batch.digest,
+                    traceparent=offer.traceparent,
                 )
             )
             offset = 0

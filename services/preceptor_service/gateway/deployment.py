@@ -16,6 +16,7 @@ from preceptor_service.config import ServiceConfig, parse_config
 from preceptor_service.gateway.gateway import Gateway, Ports
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.scoring.ray_pool import RayPool
+from preceptor_service.tracing import start_tracing
 from preceptor_service.weight_store import WeightStore
 
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
@@ -41,6 +42,7 @@ class GatewayReplica:
             ArchitectureRegistry(config.architectures),
             RayPool(scorers, in_flight, config.scorer.load_timeout_s),
             in_flight,
+            start_tracing(config.tracing),
             shares_port=True,
         )
         self._ports = await gateway.start()

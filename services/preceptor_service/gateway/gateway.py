@@ -23,6 +23,7 @@ from preceptor_service.run_store import RunStore
 from preceptor_service.runs import RunRegistry
 from preceptor_service.scoring.pool import ScorerPool
 from preceptor_service.storage import check_storage
+from preceptor_service.tracing import Tracing
 from preceptor_service.weight_store import WeightStore
 
 
@@ -44,10 +45,13 @@ class Gateway:
         architectures: ArchitectureRegistry,
         pool: ScorerPool,
         in_flight: ByteBudget,
+        tracing: Tracing,
         shares_port: bool,
     ) -> None:
+        pool = tracing.gateway_pool(pool)
         self._config = config
         self._pool = pool
+        self._tracing = tracing
         metrics = GatewayMetrics()
         run_store = RunStore.open(config.weights)
         runs = RunRegistry(config, run_store, weight_store, architectures, pool, forgotten=metrics.forget_run)
@@ -58,7 +62,7 @@ class Gateway:
         self._watch = GatewayWatch(config, pool, weight_store, in_flight, metrics)
         self._access = GatewayAccess(config, run_store, weight_store, metrics)
         self._server = GatewayServer(
-            SelectionService(runs, pipeline, config.gateway, metrics, recorder),
+            SelectionService(runs, pipeline, config.gateway, metrics, recorder, tracing),
             WeightsService(runs, weight_store, recorder),
             self._access.guard,
             self._access.tls,
@@ -85,12 +89,13 @@ class Gateway:
         return ports
 
     async def stop(self) -> None:
-        """Finishes what was accepted, then stops listening and closes the pool."""
+        """Finishes what was accepted, then stops listening, and closes the pool and the tracing."""
         await self._server.drain()
         await self._watch.stop()
         await self._access.stop()
         self._close_metrics()
         await self._pool.close()
+        await asyncio.to_thread(self._tracing.stop)
 
     def _serve_metrics(self) -> int | None:
         settings = self._config.metrics

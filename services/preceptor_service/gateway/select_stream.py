@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 
@@ -30,6 +31,7 @@ from preceptor_service.gateway.status import as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.pipeline import Arrived, Draw, Pipeline
 from preceptor_service.runs import ActiveRun, Pinned
+from preceptor_service.tracing import Arrival, Tracing
 
 _MAX_SUPER_BATCHES = 64
 """Super-batches under way on one stream; beyond it the stream is not read, so tiny ones are bounded too."""
@@ -65,6 +67,7 @@ class SelectStream:
         config: GatewayConfig,
         metrics: GatewayMetrics,
         recorder: Recorder,
+        tracing: Tracing,
     ) -> None:
         self._run = run
         self._observed_version = observed_version
@@ -73,6 +76,7 @@ class SelectStream:
         self._config = config
         self._metrics = metrics
         self._recorder = recorder
+        self._tracing = tracing
         self._pending: asyncio.Queue[_Pending | None] = asyncio.Queue(_MAX_SUPER_BATCHES)
         self._tasks: set[asyncio.Task[selection_pb2.SelectResponse]] = set()
         self._unanswered_bytes = 0
@@ -181,7 +185,11 @@ class SelectStream:
             raise  # the stream ends with it
         except Exception as error:  # noqa: BLE001 - one super-batch fails, the stream lives on
             pinned = as_preceptor_error(error, "Select")
-        answer = asyncio.create_task(self._answer(arriving, pinned, deadline))
+        is_repeat = isinstance(pinned, selection_pb2.Selection)
+        arrival = Arrival(self._run.run_id, header, arriving.started, arriving.received, is_repeat)
+        answer = asyncio.create_task(
+            self._tracing.super_batch(arrival, partial(self._answer, arriving, pinned, deadline))
+        )
         self._unanswered += 1
         self._metrics.unanswered.inc()
         self._tasks.add(answer)

@@ -32,6 +32,7 @@ from preceptor_service.gateway.select_stream import SelectStream
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.pipeline import Arrived, Pipeline
 from preceptor_service.runs import RunRegistry
+from preceptor_service.tracing import Tracing
 
 Context: TypeAlias = grpc.aio.ServicerContext
 
@@ -48,12 +49,14 @@ class SelectionService:
         config: GatewayConfig,
         metrics: GatewayMetrics,
         recorder: Recorder,
+        tracing: Tracing,
     ) -> None:
         self._runs = runs
         self._pipeline = pipeline
         self._config = config
         self._metrics = metrics
         self._recorder = recorder
+        self._tracing = tracing
         self._answers = AnswerCache(config.answer_cache_bytes)
         self._score_bodies = ByteBudget(config.window_bytes)
         self._draining = asyncio.Event()
@@ -117,6 +120,7 @@ class SelectionService:
                 self._config,
                 self._metrics,
                 self._recorder,
+                self._tracing,
             )
             with self._one_stream_more(run.run_id):
                 await stream.serve(requests, context, self._draining)

@@ -51,10 +51,12 @@ class MicroBatch:
     Attributes:
         columns: name → array `[rows, ...]`, read-only; rows is at most the run's `micro_batch_rows`.
         row_count: how many of those rows are candidates; the rest repeats the last one as padding.
+        traceparent: the span that waits for the losses, as W3C trace context; None where it is not traced.
     """
 
     columns: Mapping[str, NDArray[np.generic]]
     row_count: int
+    traceparent: str | None = None
 
     @property
     def nbytes(self) -> int:

@@ -15,6 +15,7 @@ from preceptor_service.scoring.in_process import InProcessPool
 from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ModelRef, ScoringModels
 from preceptor_service.scoring.ray_autoscaling import POLICY, GatewayLoad
 from preceptor_service.scoring.run_models import load_committed
+from preceptor_service.tracing import Tracing, start_tracing
 from preceptor_service.weight_store import WeightStore
 
 
@@ -24,6 +25,8 @@ class Scorer:
     Args:
         settings: a `ServiceConfig` as plain values.
     """
+
+    _tracing: Tracing | None = None
 
     def __init__(self, settings: dict[str, Any]) -> None:
         config = parse_config(settings)
@@ -36,7 +39,8 @@ class Scorer:
             model_bytes=config.scorer.model_bytes,
         )
         self._engine = engine
-        self._pool = InProcessPool(engine)
+        self._tracing = start_tracing(config.tracing)
+        self._pool = self._tracing.scorer_pool(InProcessPool(engine), engine.device, _replica_id)
         self._load_timeout_s = config.scorer.load_timeout_s
         self._gateway_load = GatewayLoad()
         load_committed(engine, RunStore.open(config.weights), weight_store, config.scorer.model_bytes)
@@ -64,6 +68,14 @@ class Scorer:
     def loaded(self) -> tuple[ModelRef, ...]:
         """Returns the models held now, least recently used first."""
         return self._engine.loaded()
+
+    def __del__(self) -> None:
+        if self._tracing is not None:
+            self._tracing.stop()
+
+
+def _replica_id() -> str:
+    return str(serve.get_replica_context().replica_id.unique_id)
 
 
 def scorer_deployment(config: ServiceConfig, num_gpus: float) -> serve.Deployment:

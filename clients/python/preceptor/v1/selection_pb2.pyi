@@ -298,6 +298,7 @@ class SuperBatchHeader(google.protobuf.message.Message):
     ROW_COUNT_FIELD_NUMBER: builtins.int
     BODY_BYTES_FIELD_NUMBER: builtins.int
     DIGEST_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     step: builtins.int
     """The trainer's step. 0 or above. Required."""
     rank: builtins.int
@@ -315,6 +316,12 @@ class SuperBatchHeader(google.protobuf.message.Message):
     """Digest of the body chosen by the client (at most 32 bytes); tells a repeat
     from another super-batch under the same (step, rank). Required.
     """
+    traceparent: builtins.str
+    """W3C trace context of whoever offers it, `version-traceid-parentid-flags`,
+    55 characters. A gateway that traces goes on with that trace. It names
+    nothing of the answer: a malformed or longer one is ignored and never
+    fails the super-batch, and a repeat may carry another. Default: none.
+    """
     def __init__(
         self,
         *,
@@ -324,8 +331,11 @@ class SuperBatchHeader(google.protobuf.message.Message):
         row_count: builtins.int = ...,
         body_bytes: builtins.int = ...,
         digest: builtins.bytes = ...,
+        traceparent: builtins.str | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["body_bytes", b"body_bytes", "digest", b"digest", "rank", b"rank", "row_count", b"row_count", "step", b"step", "sub_batch_size", b"sub_batch_size"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_traceparent", b"_traceparent", "traceparent", b"traceparent"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_traceparent", b"_traceparent", "body_bytes", b"body_bytes", "digest", b"digest", "rank", b"rank", "row_count", b"row_count", "step", b"step", "sub_batch_size", b"sub_batch_size", "traceparent", b"traceparent"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_traceparent", b"_traceparent"]) -> typing.Literal["traceparent"] | None: ...
 
 global___SuperBatchHeader = SuperBatchHeader
 
