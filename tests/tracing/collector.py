@@ -75,7 +75,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self._is_held = False
         self.held_calls = 0
         self._server = grpc.server(ThreadPoolExecutor(8))
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         if certificate is None:
             port = self._server.add_insecure_port("127.0.0.1:0")
         else:
