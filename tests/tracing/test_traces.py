@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -77,6 +79,15 @@ def test_stages_lie_one_after_the_other_within_their_super_batch(trace: Spans) -
     assert all(lies_within(stage, answered) for stage in stages)
     assert all(before.end_ns <= after.start_ns for before, after in itertools.pairwise(stages))
     assert stages[0].start_ns == answered.start_ns
+
+
+def test_the_documentation_names_every_span_and_attribute(trace: Spans, repository: Path) -> None:
+    rows = [line.split("|") for line in (repository / "docs" / "tracing.md").read_text().splitlines() if "|" in line]
+    documented = {name for row in rows for name in re.findall("`([^`]+)`", row[1])}
+    seen = {span.name for span in trace if span.name != "train_step"} | {
+        name for span in trace for name in span.attributes
+    }
+    assert documented == seen | {"error.type"}
 
 
 def test_a_loader_that_selects_ahead_makes_a_trace_per_super_batch(collector: Collector, target: str, run: str) -> None:

@@ -21,7 +21,7 @@ from preceptor.torch import SelectingLoader
 from tests.ray.candidates import COUNT, super_batch
 from tests.service import digits
 
-STEP, RANK, LOADER_STEPS = 1, 5, range(10, 14)
+STEP, RANK, LOADER_STEPS, MANY_STEPS = 1, 5, range(10, 14), range(12)
 
 
 def one_step(client: SelectionClient, run: Run) -> None:
@@ -57,7 +57,7 @@ def a_change_of_mind(client: SelectionClient, run: Run) -> None:
 
 
 def many_steps(client: SelectionClient, run: Run) -> None:
-    for step in range(12):
+    for step in MANY_STEPS:
         run.select(super_batch(step), COUNT, step=step)
 
 
