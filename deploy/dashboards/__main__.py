@@ -12,11 +12,12 @@ from typing import Any
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
+from deploy.dashboards.metrics_page import page
 from deploy.dashboards.one_run import one_run
 from deploy.dashboards.overview import overview
 from deploy.dashboards.scorers import scorers
 
-OUT = Path(__file__).resolve().parents[2] / "helm" / "preceptor" / "dashboards"
+ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = {"overview": overview, "run": one_run, "scorers": scorers}
 
 
@@ -35,16 +36,20 @@ def _shown(node: Any) -> Any:
     return node
 
 
+def generated() -> dict[Path, str]:
+    """Returns every file that is written, with what it holds."""
+    files = {ROOT / "helm" / "preceptor" / "dashboards" / f"{name}.json": as_json(name) for name in DASHBOARDS}
+    return {**files, ROOT / "docs" / "metrics.md": page()}
+
+
 def main(arguments: list[str]) -> None:
     """Writes the files, or exits 1 naming each that differs from its code."""
     differing = []
-    OUT.mkdir(exist_ok=True)
-    for name in DASHBOARDS:
-        path, text = OUT / f"{name}.json", as_json(name)
+    for path, text in generated().items():
         if arguments != ["--check"]:
             path.write_text(text)
         elif not path.is_file() or path.read_text() != text:
-            differing.append(path.name)
+            differing.append(str(path.relative_to(ROOT)))
     if differing:
         raise SystemExit(f"{', '.join(differing)} differ from their code; run 'python -m deploy.dashboards'")
 
