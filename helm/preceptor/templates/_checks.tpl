@@ -1,0 +1,135 @@
+{{/* Combinations that would not work, or that would let strangers in. Each message names the value and the remedy. */}}
+
+{{- define "preceptor.checks" -}}
+{{- include "preceptor.checks.names" . -}}
+{{- include "preceptor.checks.listening" . -}}
+{{- include "preceptor.checks.tls" . -}}
+{{- include "preceptor.checks.auth" . -}}
+{{- include "preceptor.checks.store" . -}}
+{{- include "preceptor.checks.scorers" . -}}
+{{- include "preceptor.checks.ray" . -}}
+{{- end -}}
+
+{{- define "preceptor.checks.names" -}}
+{{- $name := include "preceptor.fullname" . -}}
+{{- if gt (len $name) 47 -}}
+{{- fail (printf "the name %q has %d characters and KubeRay allows 47: choose a shorter release name, or set fullnameOverride" $name (len $name)) -}}
+{{- end -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "the name %q must begin with a letter and hold only a-z, 0-9 and -: set fullnameOverride" $name) -}}
+{{- end -}}
+{{- if eq (dig "pool" "ray" .Values.config) "in-process" -}}
+{{- fail "config.pool is in-process, which needs no Ray: this chart runs scorers on Ray; remove it" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "preceptor.checks.listening" -}}
+{{- $host := dig "gateway" "host" "127.0.0.1" .Values.config -}}
+{{- if or (hasPrefix "127." $host) (has $host (list "localhost" "::1" "[::1]")) -}}
+{{- fail (printf "config.gateway.host is %s, which no other pod reaches: set it to 0.0.0.0" $host) -}}
+{{- end -}}
+{{- $ports := dict "config.gateway.port" (include "preceptor.config.gatewayPort" .) "config.metrics.port" (include "preceptor.config.metricsPort" .) -}}
+{{- range $name, $text := $ports -}}
+{{- $port := int $text -}}
+{{- if or (lt $port 1024) (gt $port 9999) -}}
+{{- fail (printf "%s is %d: choose one from 1024 to 9999; Ray's workers listen from 10002, and below 1024 only root may listen" $name $port) -}}
+{{- end -}}
+{{- if has $port (list 6379 8000 8080 8265) -}}
+{{- fail (printf "%s is %d, which Ray listens on itself: choose another" $name $port) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq (get $ports "config.gateway.port") (get $ports "config.metrics.port") -}}
+{{- fail (printf "config.gateway.port and config.metrics.port are both %s: choose two" (get $ports "config.gateway.port")) -}}
+{{- end -}}
+{{- if .Values.podMonitor.enabled -}}
+{{- $metricsHost := dig "metrics" "host" "127.0.0.1" .Values.config -}}
+{{- if or (not (dig "metrics" "enabled" true .Values.config)) (hasPrefix "127." $metricsHost) (eq $metricsHost "localhost") -}}
+{{- fail (printf "podMonitor.enabled is true, but config.metrics (enabled %v, host %s) lets Prometheus read nothing: set config.metrics.enabled to true and config.metrics.host to 0.0.0.0" (dig "metrics" "enabled" true .Values.config) $metricsHost) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "preceptor.checks.tls" -}}
+{{- $tls := .Values.tls -}}
+{{- $source := or $tls.existingSecret $tls.certManager.enabled -}}
+{{- if and $tls.existingSecret $tls.certManager.enabled -}}
+{{- fail (printf "tls.existingSecret is %s and tls.certManager.enabled is true: choose one of them" $tls.existingSecret) -}}
+{{- end -}}
+{{- if and $source (not (include "preceptor.hasTls" .)) -}}
+{{- fail "a certificate is given in tls, but config.tls is empty, so the gateway would speak plaintext: set config.tls, or remove tls.existingSecret and tls.certManager.enabled" -}}
+{{- end -}}
+{{- range $key, $path := .Values.config.tls | default dict -}}
+{{- include "preceptor.checks.mounted" (dict "root" $ "value" (printf "config.tls.%s" $key) "path" $path) -}}
+{{- end -}}
+{{- if and (include "preceptor.hasClientCa" .) (not $tls.probe.certificateSecret) -}}
+{{- fail "config.tls.client_ca asks every client for a certificate, and the pods' probes have none: set tls.probe.certificateSecret to a Secret with tls.crt and tls.key of that authority" -}}
+{{- end -}}
+{{- if and (ne .Values.service.type "ClusterIP") (not (include "preceptor.hasTls" .)) -}}
+{{- fail (printf "service.type is %s without config.tls: weights and data would leave the cluster in the clear; set config.tls, or service.type ClusterIP" .Values.service.type) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A file of the configuration has to be mounted by something. Takes root, value, path. */}}
+{{- define "preceptor.checks.mounted" -}}
+{{- $tls := .root.Values.tls -}}
+{{- $sources := dict "/etc/preceptor/tls/" (dict "given" (include "preceptor.tlsSecretName" .root) "remedy" "tls.existingSecret to a Secret with tls.crt and tls.key, or tls.certManager.enabled to true") "/etc/preceptor/client-ca/" (dict "given" $tls.clientCaSecret "remedy" "tls.clientCaSecret to a Secret with ca.crt") "/etc/preceptor/auth/" (dict "given" (or .root.Values.auth.existingSecret .root.Values.auth.grants) "remedy" "auth.existingSecret to a Secret with access.yaml, or auth.grants") -}}
+{{- $isMounted := false -}}
+{{- range .root.Values.extraVolumeMounts -}}
+{{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) $.path -}}{{- $isMounted = true -}}{{- end -}}
+{{- end -}}
+{{- range $prefix, $source := $sources -}}
+{{- if hasPrefix $prefix $.path -}}
+{{- $isMounted = true -}}
+{{- if not $source.given -}}
+{{- fail (printf "%s is %s, and nothing is mounted there: set %s" $.value $.path $source.remedy) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if not $isMounted -}}
+{{- fail (printf "%s is %s, and nothing is mounted there: name a file below %s, or mount it with extraVolumes and extraVolumeMounts" .value .path (keys $sources | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "preceptor.checks.auth" -}}
+{{- $auth := .Values.config.auth | default dict -}}
+{{- if and .Values.auth.existingSecret .Values.auth.grants -}}
+{{- fail (printf "auth.existingSecret is %s and auth.grants is given too: choose one of them" .Values.auth.existingSecret) -}}
+{{- end -}}
+{{- if and (or .Values.auth.existingSecret .Values.auth.grants) (not $auth) -}}
+{{- fail "auth names an access file, but config.auth is empty, so nobody would be asked: set config.auth.access_file, or remove auth.existingSecret and auth.grants" -}}
+{{- end -}}
+{{- with $auth.access_file -}}
+{{- include "preceptor.checks.mounted" (dict "root" $ "value" "config.auth.access_file" "path" .) -}}
+{{- end -}}
+{{- if not (or $auth (include "preceptor.hasClientCa" .) .Values.allowInsecure) -}}
+{{- fail "config.auth is empty and the gateway listens beyond its pod: everybody who reaches it could read, push and delete every run; set config.auth, or allowInsecure to true where nobody else reaches it" -}}
+{{- end -}}
+{{- if and $auth (not (include "preceptor.hasTls" .)) (not $auth.allow_plaintext) -}}
+{{- fail "config.auth without config.tls: tokens would travel in the clear; set config.tls, or config.auth.allow_plaintext to true where something in front of the gateway ends TLS" -}}
+{{- end -}}
+{{- if and $auth.oidc .Values.auth.grants (not (or (dig "identities" dict .Values.auth.grants) (dig "groups" dict .Values.auth.grants))) -}}
+{{- fail "config.auth.oidc is given, but auth.grants grants nobody anything: name identities or groups" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "preceptor.checks.store" -}}
+{{- $path := include "preceptor.weightsPath" . -}}
+{{- if contains "://" $path -}}
+{{- if .Values.persistence.existingClaim -}}
+{{- fail (printf "config.weights.path is %s, so persistence.existingClaim %s would stay unused: remove it" $path .Values.persistence.existingClaim) -}}
+{{- end -}}
+{{- else -}}
+{{- if not (hasPrefix "/" $path) -}}
+{{- fail (printf "config.weights.path is %s: in a pod only an absolute path, the same everywhere, or a URI such as s3://bucket/prefix, can be a store" $path) -}}
+{{- end -}}
+{{- if not .Values.persistence.enabled -}}
+{{- $isMounted := false -}}
+{{- range .Values.extraVolumeMounts -}}
+{{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (printf "%s/" $path) -}}{{- $isMounted = true -}}{{- end -}}
+{{- end -}}
+{{- if not $isMounted -}}
+{{- fail (printf "config.weights.path is %s and persistence.enabled is false: gateways and scorers would each have a store of their own, and lose it; set persistence.enabled to true, config.weights.path to a URI, or mount a shared volume there with extraVolumes and extraVolumeMounts" $path) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

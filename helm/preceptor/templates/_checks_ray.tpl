@@ -1,0 +1,82 @@
+{{/* The rest of the checks: whether what the configuration asks of Ray is there. */}}
+
+{{- define "preceptor.checks.scorers" -}}
+{{- $scorer := .Values.config.scorer | default dict -}}
+{{- $wanted := dig "replicas" 1 $scorer | int -}}
+{{- $most := dig "max_replicas" 0 $scorer | int -}}
+{{- $isAutoscaling := include "preceptor.isAutoscaling" . -}}
+{{- if and $isAutoscaling (lt $most $wanted) -}}
+{{- fail (printf "config.scorer.max_replicas is %d, below config.scorer.replicas, its lower bound, which is %d: raise it" $most $wanted) -}}
+{{- end -}}
+{{- if not .Values.scorerGroups -}}
+{{- fail "scorerGroups is empty, so nobody would score: name at least one group" -}}
+{{- end -}}
+{{- $places := 0 -}}
+{{- $withGpus := list -}}
+{{- $offered := list -}}
+{{- range $name, $group := .Values.scorerGroups -}}
+{{- if $group.gpus -}}{{- $withGpus = append $withGpus $name -}}{{- end -}}
+{{- $offered = concat $offered (keys ($group.rayResources | default dict)) -}}
+{{- $pods := $group.replicas | default 1 | int -}}
+{{- if $isAutoscaling -}}
+{{- if not $group.maxReplicas -}}
+{{- fail (printf "config.scorer.max_replicas is set, so scorers autoscale, but scorerGroups.%s.maxReplicas is not: set it to the most pods it may have" $name) -}}
+{{- end -}}
+{{- $pods = $group.maxReplicas | int -}}
+{{- if lt $pods ($group.minReplicas | default 0 | int) -}}
+{{- fail (printf "scorerGroups.%s.maxReplicas is %d, below minReplicas %d: raise it" $name $pods ($group.minReplicas | int)) -}}
+{{- end -}}
+{{- end -}}
+{{- $places = add $places (mul $pods (include "preceptor.slots" (dict "root" $ "group" $group))) -}}
+{{- end -}}
+{{- if and $withGpus (not (gt (dig "num_gpus" 0.0 $scorer | float64) 0.0)) -}}
+{{- fail (printf "scorerGroups.%s has GPUs, but config.scorer.num_gpus is %v, so no scorer would use them: set config.scorer.num_gpus to what each takes, such as 1" (join ", scorerGroups." $withGpus) (dig "num_gpus" 0 $scorer)) -}}
+{{- end -}}
+{{- range $resource, $_ := dig "resources" dict $scorer -}}
+{{- if not (has $resource $offered) -}}
+{{- fail (printf "config.scorer.resources asks for %s, which no group offers: set scorerGroups.<name>.rayResources.%s" $resource $resource) -}}
+{{- end -}}
+{{- end -}}
+{{- $asked := max $wanted $most -}}
+{{- if lt $places $asked -}}
+{{- fail (printf "scorerGroups hold %d scorers of %v CPUs and %v GPUs, but config.scorer asks for %d: raise replicas (or maxReplicas), cpus or gpus of a group, or lower config.scorer" $places (dig "num_cpus" 1.0 $scorer) (dig "num_gpus" 0 $scorer) $asked) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "preceptor.checks.ray" -}}
+{{- range $resource, $amount := dig "gateway" "resources" dict .Values.config -}}
+{{- if not (kindIs "float64" $amount) -}}
+{{- if not (kindIs "int64" $amount) -}}
+{{- fail (printf "config.gateway.resources.%s is %v: it must be a number" $resource $amount) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if not (dig "gateway" "resources" dict .Values.config) -}}
+{{- fail "config.gateway.resources is empty, so a gateway could start on a scorer's pod, where no Service finds it: set it to {preceptor_gateway: 1}" -}}
+{{- end -}}
+{{- $drain := include "preceptor.config.drainSeconds" . | int -}}
+{{- $grace := include "preceptor.gatewayGraceSeconds" . | int -}}
+{{- if lt $grace (add $drain 15 | int) -}}
+{{- fail (printf "gateway.terminationGracePeriodSeconds is %d, and config.gateway.drain_s %d needs 15 s more than itself: raise it to %d, or leave it out" $grace $drain (add $drain 15)) -}}
+{{- end -}}
+{{- if and (eq .Values.ray.auth.mode "disabled") (not .Values.allowInsecure) -}}
+{{- fail "ray.auth.mode is disabled: whoever reaches Ray's ports could run code on every pod; set it to token, or allowInsecure to true" -}}
+{{- end -}}
+{{- if and (eq .Values.ray.auth.mode "disabled") (not .Values.networkPolicy.enabled) -}}
+{{- fail "ray.auth.mode is disabled and networkPolicy.enabled is false: nothing would keep anybody from running code on every pod; set one of them" -}}
+{{- end -}}
+{{- with .Values.ray.gcsFaultTolerance -}}
+{{- if and .enabled (not .redisAddress) -}}
+{{- fail "ray.gcsFaultTolerance.enabled is true without ray.gcsFaultTolerance.redisAddress: set it to host:port of a Redis" -}}
+{{- end -}}
+{{- if and .enabled (not .passwordSecret.name) (not $.Values.allowInsecure) -}}
+{{- fail "ray.gcsFaultTolerance.passwordSecret.name is empty: whoever writes to that Redis runs code on every pod; name the Secret with its password, or set allowInsecure to true" -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.enabled .Values.networkPolicy.egress.enabled (include "preceptor.isAutoscaling" .) (not .Values.networkPolicy.egress.rules) -}}
+{{- fail "networkPolicy.egress.enabled is true and scorers autoscale, which needs the API server: allow it in networkPolicy.egress.rules" -}}
+{{- end -}}
+{{- if and .Values.grpcRoute.enabled (not .Values.grpcRoute.parentRefs) -}}
+{{- fail "grpcRoute.enabled is true without grpcRoute.parentRefs: name the Gateway to attach to" -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,63 @@
+{{/* What the chart reads from `config`. It never writes there: the service gets it as it stands. */}}
+
+{{- define "preceptor.config.gatewayPort" -}}
+{{- dig "gateway" "port" 7600 .Values.config | int -}}
+{{- end -}}
+
+{{- define "preceptor.config.metricsPort" -}}
+{{- dig "metrics" "port" 9464 .Values.config | int -}}
+{{- end -}}
+
+{{- define "preceptor.config.gateways" -}}
+{{- dig "gateway" "replicas" 1 .Values.config | int -}}
+{{- end -}}
+
+{{- define "preceptor.config.drainSeconds" -}}
+{{- dig "gateway" "drain_s" 30.0 .Values.config | float64 | ceil | int -}}
+{{- end -}}
+
+{{/* Seconds from the end of a gateway's pod to its SIGKILL: the drain, what Serve adds to it, and a margin. */}}
+{{- define "preceptor.gatewayGraceSeconds" -}}
+{{- .Values.gateway.terminationGracePeriodSeconds | default (add (include "preceptor.config.drainSeconds" .) 30) | int -}}
+{{- end -}}
+
+{{/* "true" where the scorers autoscale. */}}
+{{- define "preceptor.isAutoscaling" -}}
+{{- if dig "scorer" "max_replicas" "" .Values.config -}}true{{- end -}}
+{{- end -}}
+
+{{- define "preceptor.hasTls" -}}
+{{- if .Values.config.tls -}}true{{- end -}}
+{{- end -}}
+
+{{- define "preceptor.hasAuth" -}}
+{{- if .Values.config.auth -}}true{{- end -}}
+{{- end -}}
+
+{{/* "true" where a client certificate says who calls. */}}
+{{- define "preceptor.hasClientCa" -}}
+{{- if dig "client_ca" "" (.Values.config.tls | default dict) -}}true{{- end -}}
+{{- end -}}
+
+{{- define "preceptor.weightsPath" -}}
+{{- dig "weights" "path" "preceptor-store" .Values.config -}}
+{{- end -}}
+
+{{/* "true" where the weight store is a directory of a volume of this chart. */}}
+{{- define "preceptor.hasVolume" -}}
+{{- if and .Values.persistence.enabled (not (contains "://" (include "preceptor.weightsPath" .))) -}}true{{- end -}}
+{{- end -}}
+
+{{- define "preceptor.claimName" -}}
+{{- .Values.persistence.existingClaim | default (printf "%s-store" (include "preceptor.fullname" .)) -}}
+{{- end -}}
+
+{{/* Scorers that fit on one pod of a group: by its GPUs and by its CPUs. */}}
+{{- define "preceptor.slots" -}}
+{{- $cpus := dig "scorer" "num_cpus" 1.0 .root.Values.config | float64 -}}
+{{- $gpus := dig "scorer" "num_gpus" 0.0 .root.Values.config | float64 -}}
+{{- $slots := 1000 -}}
+{{- if gt $cpus 0.0 -}}{{- $slots = min $slots (floor (divf .group.cpus $cpus)) -}}{{- end -}}
+{{- if gt $gpus 0.0 -}}{{- $slots = min $slots (floor (divf (.group.gpus | default 0) $gpus)) -}}{{- end -}}
+{{- $slots | int -}}
+{{- end -}}

@@ -1,0 +1,160 @@
+{{/* The three kinds of groups of the Ray cluster. */}}
+
+{{/* The head: Ray's control plane and Serve's controller, neither gateway nor scorer. Takes the root. */}}
+{{- define "preceptor.head" -}}
+{{- $group := .Values.head -}}
+{{- $arguments := dict "root" . "group" $group "component" "head" -}}
+rayStartParams:
+  {{- $parameters := dict "num-cpus" "0" "num-gpus" "0" "dashboard-host" "0.0.0.0" }}
+  {{- toYaml (merge (dict) ($group.rayStartParams | default dict) $parameters) | nindent 2 }}
+template:
+  metadata:
+    labels:
+      {{- include "preceptor.podLabels" (dict "root" . "component" "head" "extra" $group.podLabels) | nindent 6 }}
+    {{- with $group.podAnnotations }}
+    annotations:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+  spec:
+    # Only the autoscaler talks to Kubernetes, as the account that KubeRay makes for it.
+    automountServiceAccountToken: {{ eq (include "preceptor.isAutoscaling" .) "true" }}
+    {{- if not (include "preceptor.isAutoscaling" .) }}
+    serviceAccountName: {{ include "preceptor.serviceAccountName" . }}
+    {{- end }}
+    terminationGracePeriodSeconds: 30
+    {{- include "preceptor.podSpec" $arguments | nindent 4 }}
+    containers:
+      - name: ray-head
+        image: {{ include "preceptor.image" . }}
+        imagePullPolicy: {{ .Values.image.pullPolicy }}
+        ports:
+          - name: gcs-server
+            containerPort: 6379
+          - name: dashboard
+            containerPort: 8265
+          - name: metrics
+            containerPort: 8080
+          # Nobody listens; KubeRay makes no Service for Serve without it, and waits for one.
+          - name: serve
+            containerPort: 8000
+        {{- include "preceptor.env" $arguments | nindent 8 }}
+        resources:
+          {{- include "preceptor.resources" $group | nindent 10 }}
+        securityContext:
+          {{- include "preceptor.containerSecurityContext" . | nindent 10 }}
+        volumeMounts:
+          {{- include "preceptor.scratchMounts" . | nindent 10 }}
+          {{- with .Values.extraVolumeMounts }}
+          {{- toYaml . | nindent 10 }}
+          {{- end }}
+    volumes:
+      {{- include "preceptor.scratchVolumes" $group | nindent 6 }}
+      {{- with .Values.extraVolumes }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+{{- end -}}
+
+{{/* Pods with one gateway each; each advertises what one gateway takes, and no CPUs, so that nothing else lands there. */}}
+{{- define "preceptor.gatewayGroup" -}}
+{{- $group := .Values.gateway -}}
+{{- $resources := printf "'%s'" (toJson (dig "gateway" "resources" dict .Values.config)) -}}
+{{- $parameters := dict "num-cpus" "0" "num-gpus" "0" "resources" $resources -}}
+groupName: gateway
+replicas: {{ include "preceptor.config.gateways" . }}
+minReplicas: {{ include "preceptor.config.gateways" . }}
+maxReplicas: {{ include "preceptor.config.gateways" . }}
+{{ include "preceptor.worker" (dict "root" . "group" $group "component" "gateway" "parameters" $parameters "grace" (include "preceptor.gatewayGraceSeconds" .)) }}
+{{- end -}}
+
+{{/* One group of scorers. Takes root, name, group. */}}
+{{- define "preceptor.scorerGroup" -}}
+{{- $group := .group -}}
+{{- $parameters := dict "num-cpus" ($group.cpus | toString) "num-gpus" ($group.gpus | default 0 | toString) -}}
+{{- with $group.rayResources -}}{{- $_ := set $parameters "resources" (printf "'%s'" (toJson .)) -}}{{- end -}}
+{{- $isAutoscaling := include "preceptor.isAutoscaling" .root -}}
+{{- $replicas := $group.replicas | default 1 | int -}}
+groupName: {{ .name }}
+{{- if $isAutoscaling }}
+replicas: {{ $group.minReplicas | default 0 | int }}
+minReplicas: {{ $group.minReplicas | default 0 | int }}
+maxReplicas: {{ $group.maxReplicas | int }}
+{{- with $group.idleTimeoutSeconds }}
+idleTimeoutSeconds: {{ . | int }}
+{{- end }}
+{{- else }}
+replicas: {{ $replicas }}
+minReplicas: {{ $replicas }}
+maxReplicas: {{ $replicas }}
+{{- end }}
+{{ include "preceptor.worker" (dict "root" .root "group" $group "component" "scorer" "parameters" $parameters "grace" "60") }}
+{{- end -}}
+
+{{/* What gateways and scorers share. Takes root, group, component, parameters of `ray start`, grace in seconds. */}}
+{{- define "preceptor.worker" -}}
+{{- $isGateway := eq .component "gateway" -}}
+rayStartParams:
+  {{- toYaml (merge (dict) (.group.rayStartParams | default dict) .parameters) | nindent 2 }}
+template:
+  metadata:
+    labels:
+      {{- include "preceptor.podLabels" (dict "root" .root "component" .component "extra" .group.podLabels) | nindent 6 }}
+    {{- with .group.podAnnotations }}
+    annotations:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+  spec:
+    automountServiceAccountToken: false
+    serviceAccountName: {{ include "preceptor.serviceAccountName" .root }}
+    terminationGracePeriodSeconds: {{ .grace }}
+    {{- include "preceptor.podSpec" . | nindent 4 }}
+    containers:
+      - name: ray-worker
+        image: {{ include "preceptor.image" .root }}
+        imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+        ports:
+          {{- if $isGateway }}
+          - name: grpc
+            containerPort: {{ include "preceptor.config.gatewayPort" .root }}
+          - name: gateway-metrics
+            containerPort: {{ include "preceptor.config.metricsPort" .root }}
+          {{- end }}
+          - name: metrics
+            containerPort: 8080
+        {{- include "preceptor.env" . | nindent 8 }}
+        {{- with include "preceptor.envFrom" . | trim }}
+        {{- . | nindent 8 }}
+        {{- end }}
+        lifecycle:
+          {{- include "preceptor.drain" (sub (int .grace) 10) | nindent 10 }}
+        {{- include (printf "preceptor.%sProbes" .component) .root | nindent 8 }}
+        resources:
+          {{- include "preceptor.resources" .group | nindent 10 }}
+        securityContext:
+          {{- include "preceptor.containerSecurityContext" .root | nindent 10 }}
+        volumeMounts:
+          {{- include "preceptor.scratchMounts" .root | nindent 10 }}
+          {{- with include "preceptor.storeMounts" .root | trim }}
+          {{- . | nindent 10 }}
+          {{- end }}
+          {{- if $isGateway }}
+          {{- with include "preceptor.credentialMounts" .root | trim }}
+          {{- . | nindent 10 }}
+          {{- end }}
+          {{- end }}
+          {{- with .root.Values.extraVolumeMounts }}
+          {{- toYaml . | nindent 10 }}
+          {{- end }}
+    volumes:
+      {{- include "preceptor.scratchVolumes" .group | nindent 6 }}
+      {{- with include "preceptor.storeVolumes" .root | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
+      {{- if $isGateway }}
+      {{- with include "preceptor.credentialVolumes" .root | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
+      {{- end }}
+      {{- with .root.Values.extraVolumes }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+{{- end -}}
