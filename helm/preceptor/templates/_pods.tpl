@@ -78,11 +78,11 @@ topologySpreadConstraints:
 {{- define "preceptor.env" -}}
 env:
   - name: HOME
-    value: /tmp
+    value: /var/tmp
   - name: TMPDIR
-    value: /tmp
+    value: /var/tmp
   - name: RAY_TMPDIR
-    value: /tmp
+    value: /var/tmp
   - name: RAY_USAGE_STATS_ENABLED
     value: "0"
   {{- with concat .root.Values.extraEnv (.group.extraEnv | default list) }}

@@ -13,9 +13,9 @@
 
 {{- define "preceptor.scratchMounts" -}}
 - name: tmp
-  mountPath: /tmp
+  mountPath: /var/tmp
 - name: ray-logs
-  mountPath: /tmp/ray
+  mountPath: /var/tmp/ray
 {{- end -}}
 
 {{- define "preceptor.storeVolumes" -}}

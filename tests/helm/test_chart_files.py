@@ -1,0 +1,120 @@
+"""The chart's own files agree with each other."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.helm.binaries import HELMS, binary
+from tests.helm.rendering import CHART, NAMESPACE, VALUES
+
+ROOT = CHART.parents[1]
+
+
+def test_the_table_of_values_is_up_to_date() -> None:
+    told = subprocess.run(
+        [sys.executable, ROOT / "helm" / "readme.py", "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)", (CHART / "README.md").read_text())
+
+    assert links
+    assert [link for link in links if not (CHART / link).exists()] == []
+
+
+def test_the_schema_is_strict_everywhere_but_where_it_says_so() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    loose: list[str] = []
+
+    def visit(node: Any, path: str) -> None:
+        if isinstance(node, dict):
+            if "properties" in node and node.get("additionalProperties") is not False:
+                loose.append(path)
+            for key, item in node.items():
+                visit(item, f"{path}/{key}")
+        elif isinstance(node, list):
+            for number, item in enumerate(node):
+                visit(item, f"{path}/{number}")
+
+    visit(schema, "")
+    assert loose
+    assert [path for path in loose if not path.startswith("/properties/config")] == []
+
+
+def test_the_schema_knows_exactly_the_values() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+    assert values.keys() | {"global"} == schema["properties"].keys()
+    for name in values.keys() - {"config", "scorerGroups", "head", "gateway"}:
+        known = schema["properties"][name].get("properties")
+        if known is not None:
+            assert values[name].keys() == known.keys(), name
+
+
+def test_templates_are_small() -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (CHART / "templates").iterdir()}
+
+    assert {name: length for name, length in lengths.items() if length > 150} == {}
+
+
+def test_the_chart_says_what_artifact_hub_asks() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    images = yaml.safe_load(chart["annotations"]["artifacthub.io/images"])
+    changes = yaml.safe_load(chart["annotations"]["artifacthub.io/changes"])
+
+    assert chart["annotations"]["artifacthub.io/license"] == "Apache-2.0"
+    assert [image["image"] for image in images] == [f"preceptor/service:{chart['appVersion']}"]
+    assert {change["kind"] for change in changes} <= {"added", "changed", "deprecated", "removed", "fixed", "security"}
+    assert chart["appVersion"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_notes_tell_the_next_three_commands(values: str) -> None:
+    # helm 4 renders notes without a cluster.
+    told = subprocess.run(
+        [
+            *(binary(HELMS[1]), "install", "demo", CHART, "--dry-run=client", "--namespace", NAMESPACE),
+            *("--values", CHART / "ci" / f"{values}-values.yaml"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    _, _, notes = told.stdout.partition("\nNOTES:\n")
+
+    assert re.findall(r"^  (\d)\. ", notes, re.MULTILINE) == ["1", "2", "3"]
+    assert f"kubectl --namespace {NAMESPACE} wait --for=condition=Ready" in notes
+    assert "preceptor health --target" in notes
+    assert "SelectionClient(" in notes
+    assert "INSECURE" not in notes
+
+
+def test_the_packaged_chart_carries_all_that_its_readme_leads_to(tmp_path: Path) -> None:
+    for helm in HELMS:
+        folder = tmp_path / helm
+        subprocess.run(
+            [binary(helm), "package", CHART, "--destination", folder], capture_output=True, timeout=60, check=True
+        )
+        (package,) = folder.glob("preceptor-*.tgz")
+        listed = subprocess.run(["tar", "tzf", package], capture_output=True, text=True, timeout=60, check=True).stdout
+
+        assert "preceptor/values.schema.json\n" in listed
+        assert "preceptor/rules/alerts.yaml\n" in listed
+        assert "preceptor/ci/gpu-values.yaml\n" in listed
