@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from benchmarks.processes import requests, say
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.randomness import uniforms
-from preceptor_service.scores import SCORE_RULES
+from preceptor_service.scores import learnability
 from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.pool import ModelRef, ScoringModels
-from preceptor_service.selectors import SELECTORS
+from preceptor_service.selectors import SelectorSettings, softmax
 from preceptor_service.super_batch import SuperBatch
 from preceptor_service.weight_store import WeightStore
 
@@ -35,13 +35,12 @@ def main(store: str, run_id: str, model_config: dict[str, Any], threads: int, mi
         started, candidates, step = time.perf_counter(), 0, 0
         while time.perf_counter() - started < request["seconds"]:
             parts = [engine.losses(models, micro_batch) for micro_batch in super_batch.micro_batches(micro_batch_rows)]
-            scores = SCORE_RULES["learnability"](
-                super_batch.rows,
+            scores = learnability(
                 np.concatenate([part.learner for part in parts if part.learner is not None]),
                 np.concatenate([part.reference for part in parts if part.reference is not None]),
             )
             noise = uniforms(0, run_id, step, 0, super_batch.rows)
-            SELECTORS["softmax"](scores, request["count"], noise, 1.0)
+            softmax(scores, request["count"], noise, SelectorSettings())
             candidates, step = candidates + super_batch.rows, step + 1
         say(rate=candidates / (time.perf_counter() - started))
 

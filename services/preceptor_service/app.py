@@ -18,6 +18,7 @@ from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import ConfigError, ServiceConfig
 from preceptor_service.gateway.access import check_access
 from preceptor_service.gateway.gateway import Gateway, Ports
+from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.ray_cluster import RayCluster
 from preceptor_service.storage import check_storage
 from preceptor_service.tracing import check_tracing, start_tracing
@@ -102,7 +103,8 @@ class EmbeddedService:
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        await asyncio.to_thread(load_committed, engine, RunStore.open(config.weights), weight_store, scorer.model_bytes)
+        runs, methods = RunStore.open(config.weights), MethodRegistry(config.rules, config.selectors)
+        await asyncio.to_thread(load_committed, engine, runs, weight_store, methods, scorer.model_bytes)
         in_flight = ByteBudget(config.gateway.in_flight_bytes)
         tracing = start_tracing(config.tracing)
         pool = tracing.scorer_pool(InProcessPool(engine), engine.device, lambda: "in-process")
@@ -160,13 +162,14 @@ def _check_here(config: ServiceConfig) -> None:
     check_storage(config.weights)
     check_access(config)
     check_tracing(config.tracing)
-    if config.architectures:
-        from preceptor_service.models import ArchitectureRegistry
+    try:
+        MethodRegistry(config.rules, config.selectors)
+        if config.architectures:
+            from preceptor_service.models import ArchitectureRegistry
 
-        try:
             ArchitectureRegistry(config.architectures)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _require_free_port(host: str, port: int, option: str) -> None:

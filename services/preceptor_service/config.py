@@ -273,6 +273,12 @@ class ServiceConfig(_Section):
         default_factory=dict,
         description="More architectures that runs may name: name → 'package.module:function' of the operator's own.",
     )
+    rules: dict[str, str] = Field(
+        default_factory=dict, description="More score rules, the same way; their contract is in docs/scoring.md."
+    )
+    selectors: dict[str, str] = Field(
+        default_factory=dict, description="More selectors, the same way; their contract is in docs/scoring.md."
+    )
 
     def with_absolute_paths(self) -> ServiceConfig:
         """Returns the same settings, whose files are found from any directory."""

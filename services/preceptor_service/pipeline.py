@@ -29,6 +29,7 @@ FallbackReason = Literal["stale", "deadline", "scorers"]
 
 _RESCORE_WAITS_S = (0.0, 0.1, 0.3, 1.0, 1.0)
 """Pauses after each try of one micro-batch. One that kills every scorer it meets must not go on for ever."""
+_NOTHING = np.empty(0, np.float32)
 _ROWS_DRAWN_HERE = 16_384
 """Up to here a draw takes 0.2 ms, less than the way to another thread and back."""
 
@@ -95,12 +96,14 @@ class Scored:
 class Selected:
     """The sub-batch: int64 `[b]` positions in the order drawn, and the float32 `[B]` scores behind it.
 
-    `scores` is empty where nothing was scored, and the draw was uniform: as a fallback, for the reason that is given, or
-    by the run's schedule.
+    `weights` are importance weights, float32 `[b]`; empty where the run's selector has none.
+    `scores` is empty where nothing was scored, and the draw was uniform: as a fallback, for the reason that is given,
+    or by the run's schedule.
     """
 
     indices: NDArray[np.int64]
     scores: NDArray[np.float32]
+    weights: NDArray[np.float32]
     pinned: Pinned
     fallback: FallbackReason | None
     non_finite_count: int
@@ -201,7 +204,8 @@ class Pipeline:
             ) from error
         learner = _joined([part.learner for part in losses])
         reference = _joined([part.reference for part in losses])
-        return Scored(learner, reference, run.rule(super_batch.rows, learner, reference))
+        scores = run.rule(super_batch.rows, learner_losses=learner, reference_losses=reference)
+        return Scored(learner, reference, scores)
 
     async def _losses(
         self, models: ScoringModels, super_batch: SuperBatch, micro_batch_rows: int, stages: Stages
@@ -254,18 +258,26 @@ async def _drawn(run: ActiveRun, pinned: Pinned, scored: Scored, draw: Draw, by_
     scores = scored.scores
     here = len(scores) <= _ROWS_DRAWN_HERE
     drawing = (run, scores, draw, by_score)
-    indices = _indices(*drawing) if here else await asyncio.to_thread(_indices, *drawing)
+    indices, weights = _indices(*drawing) if here else await asyncio.to_thread(_indices, *drawing)
     non_finite = len(scores) - int(np.count_nonzero(np.isfinite(scores)))
     stages.select_s = time.perf_counter() - started
-    return Selected(indices, scores, pinned, None, non_finite, stages)
+    return Selected(indices, scores, weights, pinned, None, non_finite, stages)
 
 
-def _indices(run: ActiveRun, scores: NDArray[np.float32], draw: Draw, by_score: int) -> NDArray[np.int64]:
-    """Returns `by_score` candidates that the selector draws, then uniform draws from the rest."""
+def _indices(
+    run: ActiveRun, scores: NDArray[np.float32], draw: Draw, by_score: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Returns `by_score` candidates that the selector draws, then uniform draws from the rest; and their weights."""
     rows, is_mixed = len(scores), by_score < draw.sub_batch_size
     noise = uniforms(run.spec.seed, run.run_id, draw.step, draw.rank, rows * (2 if is_mixed else 1))
-    chosen = run.selector(scores, by_score, noise[:rows], run.spec.temperature)
-    return selectors.topped_up(chosen, scores, draw.sub_batch_size, noise[rows:]) if is_mixed else chosen
+    settings = run.selector_settings
+    indices = run.selector.draw(scores, by_score, noise[:rows], settings)
+    if is_mixed:
+        indices = selectors.topped_up(indices, scores, draw.sub_batch_size, noise[rows:])
+    if run.selector.log_probabilities is None:
+        return indices, _NOTHING
+    chances, share = run.selector.log_probabilities(scores, settings), by_score / draw.sub_batch_size
+    return indices, selectors.importance_weights(chances, indices, share, settings.importance_exponent)
 
 
 def _drawn_uniformly(
@@ -278,8 +290,10 @@ def _drawn_uniformly(
 ) -> Selected:
     """Unscored: as a fallback, which is marked, or because the run's schedule says so."""
     noise = uniforms(run.spec.seed, run.run_id, draw.step, draw.rank, super_batch.rows)
-    indices = selectors.uniform(np.zeros(super_batch.rows, np.float32), draw.sub_batch_size, noise, 1.0)
-    return Selected(indices, np.empty(0, np.float32), pinned, fallback, 0, stages)
+    alike = np.zeros(super_batch.rows, np.float32)
+    indices = selectors.uniform(alike, draw.sub_batch_size, noise, run.selector_settings)
+    weights = _NOTHING if run.selector.log_probabilities is None else np.ones(draw.sub_batch_size, np.float32)
+    return Selected(indices, _NOTHING, weights, pinned, fallback, 0, stages)
 
 
 def _joined(parts: list[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:

@@ -21,14 +21,15 @@ from preceptor.errors import (
 from preceptor.runs import RunSpec
 from preceptor_service.config import ServiceConfig
 from preceptor_service.cost_meter import Cost, ForwardFlops, cost_of
+from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
 from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.schedule import share_by_score
-from preceptor_service.scores import SCORE_RULES, ScoreRule
+from preceptor_service.scores import ScoreRule
 from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels
 from preceptor_service.scoring.run_models import architecture_of, scoring_models
-from preceptor_service.selectors import SELECTORS, Selector
+from preceptor_service.selectors import Selector, SelectorSettings
 from preceptor_service.spec_checks import RUN_ID, check_spec
 from preceptor_service.tasks import Columns, count_flops, run_columns
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
@@ -68,6 +69,8 @@ class ActiveRun:
 
     record: RunRecord
     columns: Columns
+    rule: ScoreRule
+    selector: Selector
     deadline_s: float
     flops: ForwardFlops = _UNKNOWN_FLOPS
     learner: WeightsVersion | None = None
@@ -94,14 +97,9 @@ class ActiveRun:
         return self.record.micro_batch_rows
 
     @property
-    def rule(self) -> ScoreRule:
-        """From losses to scores."""
-        return SCORE_RULES[self.spec.score]
-
-    @property
-    def selector(self) -> Selector:
-        """From scores to indices."""
-        return SELECTORS[self.spec.selector]
+    def selector_settings(self) -> SelectorSettings:
+        """What the trainer says about the selector."""
+        return SelectorSettings(self.spec.temperature, self.spec.priority_exponent, self.spec.importance_exponent)
 
     @property
     def cost(self) -> Cost | None:
@@ -110,7 +108,7 @@ class ActiveRun:
 
     def models(self, learner: WeightsVersion | None) -> ScoringModels:
         """Returns what scorers need to score under `learner` and the run's reference."""
-        return scoring_models(self.spec, learner, self.reference)
+        return scoring_models(self.spec, self.rule, learner, self.reference)
 
     def advance(self, version: WeightsVersion | None) -> None:
         """Uses `version` for new super-batches, unless a later one is in use."""
@@ -148,6 +146,7 @@ class RunRegistry:
         self._run_store = run_store
         self._weight_store = weight_store
         self._architectures = architectures
+        self._methods = MethodRegistry(config.rules, config.selectors)
         self._pool = pool
         self._forgotten = forgotten
         self._active: dict[str, ActiveRun] = {}
@@ -338,7 +337,9 @@ class RunRegistry:
         if run is not None and run.record != record:
             self._forget(run)
         if run is None or run.record != record:
-            run = self._active[record.spec.run_id] = ActiveRun(record, columns, deadline_s, flops)
+            rule, selector = self._methods.rule(record.spec.score), self._methods.selector(record.spec.selector)
+            run = ActiveRun(record, columns, rule, selector, deadline_s, flops)
+            self._active[run.run_id] = run
         await self._refresh(run)
         return run
 
@@ -374,6 +375,8 @@ class RunRegistry:
     def _checked(self, spec: RunSpec) -> tuple[Columns, ForwardFlops]:
         """Returns columns and operations of a spec whose every setting is in range."""
         check_spec(spec)
+        self._methods.rule(spec.score)
+        self._methods.selector(spec.selector)
         outline = self._architectures.outline(spec.model, spec.model_config)
         columns = run_columns(spec.task, outline)
         learner_copy = reference = count_flops(spec.task, outline, columns)

@@ -1,17 +1,22 @@
 """Score rules: from losses to one score per candidate. Pure functions of numpy arrays.
 
-A new rule is one function and one line in `SCORE_RULES`.
+A rule says what it needs by the names of its parameters, which are among `MEASURED`. A new rule is one function here
+and one line in `method_registry.py`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+
+MEASURED = ("learner_losses", "reference_losses")
+"""What scorers measure of every candidate, float32 `[B]` each."""
 
 
 def hard_learner(learner_losses: Array) -> Array:
@@ -63,28 +68,37 @@ def learnability(learner_losses: Array, reference_losses: Array) -> Array:
 
 @dataclass(frozen=True)
 class ScoreRule:
-    """A score function and the losses that it needs, in the order of its arguments."""
+    """A score function and what it needs, in the order of its parameters; without a function every score is 0.
+
+    Raises:
+        ValueError: the function has a parameter that nobody measures, or none.
+    """
 
     function: Callable[..., Array] | None
-    needs_learner: bool
-    needs_reference: bool
+    needs: tuple[str, ...] = field(init=False)
 
-    def __call__(self, rows: int, learner_losses: Array | None, reference_losses: Array | None) -> Array:
-        """Returns the scores, float32 `[rows]`; zeros for the rule that needs no losses.
+    def __post_init__(self) -> None:
+        needs = tuple(inspect.signature(self.function).parameters) if self.function is not None else ()
+        if not set(needs) <= set(MEASURED) or (self.function is not None and not needs):
+            raise ValueError(f"its parameters are {list(needs)}; name one or more of {list(MEASURED)}")
+        object.__setattr__(self, "needs", needs)
+
+    @property
+    def needs_learner(self) -> bool:
+        """Whether it reads anything of the learner copy."""
+        return any(name.startswith("learner") for name in self.needs)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it reads anything of the reference."""
+        return any(name.startswith("reference") for name in self.needs)
+
+    def __call__(self, rows: int, **measured: Array | None) -> Array:
+        """Returns the scores, float32 `[rows]`, from what was measured, by the names of `MEASURED`.
 
         Overflow gives an infinite score, which the selectors leave out.
         """
         if self.function is None:
             return np.zeros(rows, np.float32)
-        losses = (learner_losses if self.needs_learner else None, reference_losses if self.needs_reference else None)
         with np.errstate(over="ignore", invalid="ignore"):
-            return self.function(*(loss for loss in losses if loss is not None))
-
-
-SCORE_RULES: dict[str, ScoreRule] = {
-    "uniform": ScoreRule(None, needs_learner=False, needs_reference=False),
-    "hard_learner": ScoreRule(hard_learner, needs_learner=True, needs_reference=False),
-    "easy_reference": ScoreRule(easy_reference, needs_learner=False, needs_reference=True),
-    "learnability": ScoreRule(learnability, needs_learner=True, needs_reference=True),
-}
-"""Every score rule by the name that a run gives it."""
+            return self.function(*(measured[name] for name in self.needs))

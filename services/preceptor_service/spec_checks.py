@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from preceptor.errors import InvalidRunError
 from preceptor.runs import ConfigValue, RunSpec
-from preceptor_service.scores import SCORE_RULES
-from preceptor_service.selectors import SELECTORS
 from preceptor_service.tasks import TASKS
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _TEMPERATURE = (1e-6, 1e6)
+_MAX_PRIORITY_EXPONENT = 1e3
 _DEADLINE_S = (1e-3, 3600.0)
 _FLOPS = (1.0, 1e18)
 _SAVINGS = (-10.0, 0.99)
@@ -23,23 +22,20 @@ _MAX_TEXT = 256
 
 
 def check_spec(spec: RunSpec) -> None:
-    """Checks names, ranges and sizes.
+    """Checks ranges and sizes, and the name of the task.
 
     Raises:
         InvalidRunError: naming the setting, its value and the limit.
     """
     if not RUN_ID.fullmatch(spec.run_id):
         raise InvalidRunError(f"run_id is {spec.run_id[:80]!r}; it must match {RUN_ID.pattern}")
-    for name, value, known in (
-        ("task", spec.task, TASKS),
-        ("score", spec.score, SCORE_RULES),
-        ("selector", spec.selector, SELECTORS),
-    ):
-        if value not in known:
-            raise InvalidRunError(f"{name} is {value[:64]!r}; choose one of {sorted(known)}")
+    if spec.task not in TASKS:
+        raise InvalidRunError(f"task is {spec.task[:64]!r}; choose one of {sorted(TASKS)}")
     for config in (spec.model_config, spec.reference_model_config):
         _check_model_config(config)
     _check_range("temperature", spec.temperature, *_TEMPERATURE)
+    _check_range("priority_exponent", spec.priority_exponent, 0, _MAX_PRIORITY_EXPONENT)
+    _check_range("importance_exponent", spec.importance_exponent, 0, 1)
     _check_range("seed", spec.seed, 0, _INT64_MAX)
     if spec.max_staleness_steps is not None:
         _check_range("max_staleness_steps", spec.max_staleness_steps, 0, _INT64_MAX)

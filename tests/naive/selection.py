@@ -27,16 +27,35 @@ def select(
     by_score = scheduled(run, step, count)
     if not by_score:
         return _drawn(list(noise[:rows]), count, [])
-    scores = [
-        _score(run.score, learner, reference)
-        for learner, reference in zip(learner_losses, reference_losses, strict=True)
-    ]
+    scores = _scores(run, learner_losses, reference_losses)
     keys = [_key(run, value, uniform) for value, uniform in zip(scores, noise[:rows], strict=True)]
     drawn = _drawn(keys, by_score, [])
     spare = [
         uniform if math.isfinite(value) else -math.inf for value, uniform in zip(scores, noise[rows:], strict=True)
     ]
     return _drawn(spare, count - by_score, drawn)
+
+
+def importance_weights(
+    run: RunSpec,
+    indices: Sequence[int],
+    *,
+    learner_losses: Sequence[float],
+    reference_losses: Sequence[float],
+    step: int,
+) -> list[float]:
+    """(1 / (B · P))^β of selector proportional over the largest; P mixes priorities and equal chances as drawn."""
+    share = scheduled(run, step, len(indices)) / len(indices)
+    scores = _scores(run, learner_losses, reference_losses)
+    finite = [score for score in scores if math.isfinite(score)]
+    powers = sum((max(score, 0.0) + 1e-6) ** run.priority_exponent for score in finite)
+    weights = []
+    for position in indices:
+        chance = (1 - share) / len(finite)
+        if share:
+            chance += share * (max(scores[position], 0.0) + 1e-6) ** run.priority_exponent / powers
+        weights.append((1 / (len(scores) * chance)) ** run.importance_exponent)
+    return [weight / max(weights) for weight in weights]
 
 
 def scheduled(run: RunSpec, step: int, count: int) -> int:
@@ -61,6 +80,10 @@ def _drawn(keys: list[float], count: int, before: list[int]) -> list[int]:
     return drawn
 
 
+def _scores(run: RunSpec, learner_losses: Sequence[float], reference_losses: Sequence[float]) -> list[float]:
+    return [_score(run.score, *losses) for losses in zip(learner_losses, reference_losses, strict=True)]
+
+
 def _score(rule: str, learner: float, reference: float) -> float:
     if rule == "learnability":
         return float(np.float32(learner) - np.float32(reference))
@@ -70,6 +93,8 @@ def _score(rule: str, learner: float, reference: float) -> float:
 def _key(run: RunSpec, score: float, uniform: float) -> float:
     if not math.isfinite(score):
         return -math.inf
+    if run.selector == "proportional":
+        return run.priority_exponent * math.log(max(score, 0.0) + 1e-6) - math.log(-math.log(uniform))
     if run.selector == "softmax":
         return score / run.temperature - math.log(-math.log(uniform))
     return {"top_k": score, "uniform": uniform}[run.selector]

@@ -12,6 +12,7 @@ from preceptor.batches import encode
 from preceptor.errors import ScorersUnavailableError
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.columns import ColumnSpec
+from preceptor_service.method_registry import SCORE_RULES, SELECTORS
 from preceptor_service.pipeline import Arrived, Draw, Pipeline, Selected
 from preceptor_service.randomness import uniforms
 from preceptor_service.run_store import RunRecord
@@ -25,7 +26,7 @@ from preceptor_service.scoring.pool import (
     ScorerLostError,
     ScoringModels,
 )
-from preceptor_service.selectors import top_k, uniform
+from preceptor_service.selectors import SelectorSettings, top_k, uniform
 
 LABELS = np.arange(10)
 MODELS = ScoringModels("fragile", "classification", ModelRef("small_cnn", "{}", "sha256:0", 1), None)
@@ -64,7 +65,13 @@ class NoRuns(RunRegistry):
 def select(losses_before: int, **settings: str) -> Selected:
     async def scenario() -> Selected:
         spec = RunSpec("fragile", model="small_cnn", score="hard_learner", selector="top_k", **settings)  # type: ignore[arg-type]
-        run = ActiveRun(RunRecord(spec, 0.0, 16), (ColumnSpec("label", "int64"),), deadline_s=30)
+        run = ActiveRun(
+            RunRecord(spec, 0.0, 16),
+            (ColumnSpec("label", "int64"),),
+            SCORE_RULES[spec.score],
+            SELECTORS[spec.selector],
+            deadline_s=30,
+        )
         budget = ByteBudget(1 << 20)
         pipeline = Pipeline(NoRuns(), FragilePool(losses_before), budget, micro_batch_timeout_s=5)
         arrived = Arrived(bytes(encode({"label": LABELS}).body), 10, asyncio.get_running_loop().time() + 30)
@@ -78,7 +85,9 @@ def select(losses_before: int, **settings: str) -> Selected:
 
 def test_a_few_lost_scorers_change_nothing_but_the_count() -> None:
     selected = select(losses_before=2)
-    assert selected.indices.tolist() == top_k(LABELS.astype(np.float32), 3, np.full(10, 0.5), 1.0).tolist()
+    assert (
+        selected.indices.tolist() == top_k(LABELS.astype(np.float32), 3, np.full(10, 0.5), SelectorSettings()).tolist()
+    )
     assert selected.stages.rescored_micro_batches == 2
     assert not selected.is_fallback
 
@@ -92,4 +101,4 @@ def test_they_fall_back_where_the_run_says_so() -> None:
     selected = select(losses_before=1000, on_deadline="uniform")
     assert selected.is_fallback
     noise = uniforms(0, "fragile", 4, 0, 10)
-    assert selected.indices.tolist() == uniform(np.zeros(10, np.float32), 3, noise, 1.0).tolist()
+    assert selected.indices.tolist() == uniform(np.zeros(10, np.float32), 3, noise, SelectorSettings()).tolist()

@@ -6,8 +6,7 @@ import pytest
 
 from preceptor import SelectionClient
 from preceptor_service.app import RunningService
-from preceptor_service.scores import SCORE_RULES
-from preceptor_service.selectors import SELECTORS
+from preceptor_service.method_registry import SCORE_RULES, SELECTORS
 from tests.ray.candidates import COUNT, expected, ready_run, spec, super_batch
 from tests.tcp_proxy import TcpProxy
 

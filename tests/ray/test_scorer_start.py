@@ -8,6 +8,7 @@ import pytest
 
 from preceptor import SelectionClient
 from preceptor_service.config import parse_config
+from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.ray_scorer import Scorer
 from preceptor_service.scoring.run_models import committed_models
@@ -32,7 +33,9 @@ def store_with_two_runs(tmp_path: Path) -> Path:
 
 def test_a_new_scorer_holds_the_latest_version_of_every_run(store_with_two_runs: Path) -> None:
     expected = committed_models(
-        RunStore(store_with_two_runs), WeightStore(store_with_two_runs, keep_versions=4, max_bytes=1 << 30)
+        RunStore(store_with_two_runs),
+        WeightStore(store_with_two_runs, keep_versions=4, max_bytes=1 << 30),
+        MethodRegistry(),
     )
     assert [models.run_id for models in expected] == ["second", "first"]
     scorer = Scorer(parse_config({"weights": {"path": str(store_with_two_runs)}}).model_dump(mode="json"))
@@ -45,6 +48,6 @@ def test_a_scorer_with_little_room_loads_the_most_recent_run_only(store_with_two
     room = {"weights": {"path": str(store_with_two_runs)}, "scorer": {"model_bytes": 32_000}}
     scorer = Scorer(parse_config(room).model_dump(mode="json"))
     weights = WeightStore(store_with_two_runs, keep_versions=4, max_bytes=1 << 30)
-    learners = [models.learner for models in committed_models(RunStore(store_with_two_runs), weights)]
+    learners = [models.learner for models in committed_models(RunStore(store_with_two_runs), weights, MethodRegistry())]
     assert learners[0] in scorer.loaded()
     assert learners[1] not in scorer.loaded()

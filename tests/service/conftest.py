@@ -50,6 +50,8 @@ def config(store: Path, **sections: Any) -> ServiceConfig:
             "gated": "tests.service.architectures:gated",
             "failing": "tests.service.architectures:failing",
         },
+        "rules": {"closest_losses": "tests.service.methods:closest_losses", "moody": "tests.service.methods:moody"},
+        "selectors": {"first_of_the_best": "tests.service.methods:first_of_the_best"},
     }
     for name, section in sections.items():
         settings[name] = {**settings.get(name, {}), **section} if isinstance(section, dict) else section

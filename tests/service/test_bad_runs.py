@@ -33,7 +33,7 @@ _INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "64 characters": ({"run_id": "a" * 64}, "it must match"),
     "unknown task": ({"task": "poetry"}, "task is 'poetry'; choose one of .*'classification'"),
     "unknown score": ({"score": "luck"}, "score is 'luck'; choose one of .*'learnability'"),
-    "unknown selector": ({"selector": "dice"}, r"selector is 'dice'; choose one of \['softmax', 'top_k', 'uniform'\]"),
+    "unknown selector": ({"selector": "dice"}, r"selector is 'dice'; choose one of .*'softmax', 'top_k', 'uniform'\]"),
     "unknown architecture": ({"model": "gpt-9"}, "model is 'gpt-9'; this service knows .*'small_cnn'"),
     "code as architecture": ({"model": "os:system"}, "model is 'os:system'; this service knows"),
     "unknown setting": (
@@ -52,6 +52,13 @@ _INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "negative temperature": ({"temperature": -1.0}, "temperature is -1.0; choose from"),
     "NaN as temperature": ({"temperature": float("nan")}, "temperature is nan; choose from"),
     "infinite temperature": ({"temperature": float("inf")}, "temperature is inf; choose from"),
+    "a negative priority exponent": ({"priority_exponent": -0.1}, "priority_exponent is -0.1; choose from 0 to 1000"),
+    "NaN as priority exponent": ({"priority_exponent": float("nan")}, "priority_exponent is nan; choose from"),
+    "a negative importance exponent": (
+        {"importance_exponent": -0.1},
+        "importance_exponent is -0.1; choose from 0 to 1",
+    ),
+    "a large importance exponent": ({"importance_exponent": 1.1}, "importance_exponent is 1.1; choose from 0 to 1"),
     "negative seed": ({"seed": -1}, "seed is -1; choose from 0"),
     "negative staleness": ({"max_staleness_steps": -1}, "max_staleness_steps is -1; choose from 0"),
     "no time": ({"deadline_s": 0.0}, "deadline_s is 0.0; choose from 0.001 to 3600"),
@@ -99,6 +106,8 @@ def test_settings_out_of_range_are_refused(
         {"deadline_s": 3600.0},
         {"select_from_step": 2**63 - 2, "select_until_step": 2**63 - 1, "warm_up_steps": 2**63 - 1},
         {"uniform_share": 1.0},
+        {"priority_exponent": 0.0, "importance_exponent": 0.0},
+        {"priority_exponent": 1000.0, "importance_exponent": 1.0},
     ],
     ids=str,
 )

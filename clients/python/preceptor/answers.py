@@ -50,6 +50,8 @@ class Selection:
         is_fallback: drawn uniformly because of the deadline or staleness policy of the run, not of its schedule.
         non_finite_count: candidates left out because their score was not finite.
         timings: where the time went.
+        weights: float32 `[b]`, importance weights of `indices`, above 0, the largest 1, all 1 where nothing was
+            scored; multiply each example's loss by its own. None unless the run's selector is proportional.
     """
 
     step: int
@@ -62,6 +64,7 @@ class Selection:
     is_fallback: bool
     non_finite_count: int
     timings: Timings
+    weights: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

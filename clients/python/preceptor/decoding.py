@@ -28,6 +28,7 @@ def selection_from_proto(message: selection_pb2.Selection) -> Selection:
         is_fallback=message.is_fallback,
         non_finite_count=message.non_finite_count,
         timings=timings_from_proto(message.timings),
+        weights=_floats(message.weights) if message.weights else None,
     )
 
 

@@ -43,9 +43,9 @@ class RunSpec:
         reference_model_config: its settings; only together with `reference_model`.
         reference_digest: digest of a reference that the service already holds, as
             `Run.push_reference` returned it; default: none, push one.
-        score: `"learnability"`, `"hard_learner"`, `"easy_reference"` or `"uniform"`.
-        selector: `"softmax"`, `"top_k"` or `"uniform"`.
-        temperature: scores are divided by it before the softmax; above 0.
+        score: `"learnability"`, `"hard_learner"`, `"easy_reference"`, `"uniform"`, or one that the operator added.
+        selector: `"softmax"`, `"top_k"`, `"proportional"`, `"uniform"`, or one that the operator added.
+        temperature: of selector softmax: scores are divided by it; above 0.
         seed: of the run's random streams; 0 or above.
         max_staleness_steps: how many steps the learner copy may lag behind; None: no bound.
         on_stale: beyond that bound `"wait"` for a push until the deadline, `"serve"` all the same,
@@ -61,6 +61,8 @@ class RunSpec:
         warm_up_steps: steps over which the share of the sub-batch that is drawn by score grows from 0, at
             `select_from_step`, to its full size, linearly.
         uniform_share: of every sub-batch, drawn uniformly from what the selector left; from 0 to 1.
+        priority_exponent: α of selector proportional, which draws in proportion to score^α; 0 or above.
+        importance_exponent: β of its importance weights (`Selection.weights`); from 0, no correction, to 1.
 
     Source: Evans et al., arXiv 2312.05328, Algorithm 1. The temperature is ours; 1 is the paper's.
     """
@@ -86,6 +88,8 @@ class RunSpec:
     select_until_step: int | None = None
     warm_up_steps: int = 0
     uniform_share: float = 0.0
+    priority_exponent: float = 1.0
+    importance_exponent: float = 1.0
 
     def __post_init__(self) -> None:
         if self.reference_model is None and self.reference_model_config:
@@ -120,6 +124,8 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
         select_until_step=spec.select_until_step,
         warm_up_steps=spec.warm_up_steps,
         uniform_share=spec.uniform_share,
+        priority_exponent=spec.priority_exponent,
+        importance_exponent=spec.importance_exponent,
     )
     if spec.reference_model is not None:
         message.reference_model.CopyFrom(_model_to_proto(spec.reference_model, spec.reference_model_config))
@@ -157,6 +163,8 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         select_until_step=message.select_until_step if message.HasField("select_until_step") else None,
         warm_up_steps=message.warm_up_steps,
         uniform_share=message.uniform_share,
+        priority_exponent=message.priority_exponent if message.HasField("priority_exponent") else 1.0,
+        importance_exponent=message.importance_exponent if message.HasField("importance_exponent") else 1.0,
     )
 
 

@@ -31,6 +31,7 @@ def selection(step: int, rank: int, selected: Selected, receive_s: float, total_
         is_fallback=selected.is_fallback,
         non_finite_count=selected.non_finite_count,
         timings=_timings(selected.stages, receive_s, total_s),
+        weights=selected.weights.astype("<f4", copy=False).tobytes(),
     )
 
 

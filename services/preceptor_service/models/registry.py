@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from preceptor_service.models.image_classifier import image_classifier
 from preceptor_service.models.image_text_model import image_text_model
 from preceptor_service.models.initialisation import own_random_stream
 from preceptor_service.models.small_cnn import small_cnn
+from preceptor_service.own_functions import imported
 
 Architecture = Callable[..., nn.Module]
 """`f(**settings) -> module` with typed keyword-only settings.
@@ -61,7 +61,7 @@ class ArchitectureRegistry:
         Raises:
             ValueError: an entry cannot be imported, is no function, or takes a built-in's name.
         """
-        own = {name: _imported(name, path) for name, path in (extra or {}).items()}
+        own = {name: imported("architectures", name, path, _BUILT_IN) for name, path in (extra or {}).items()}
         self._architectures = {name: _checking(name, function) for name, function in {**_BUILT_IN, **own}.items()}
 
     def names(self) -> tuple[str, ...]:
@@ -100,22 +100,6 @@ class ArchitectureRegistry:
         """
         with torch.device("meta"):
             return self.build(architecture, config)
-
-
-def _imported(name: str, path: str) -> Architecture:
-    if name in _BUILT_IN:
-        raise ValueError(f"architectures.{name}: the name is taken by a built-in; choose another")
-    module_name, _, attribute = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"architectures.{name} is {path!r}, which cannot be imported ({error}); give 'package.module:function'"
-        ) from error
-    if not callable(found):
-        raise ValueError(f"architectures.{name} is {path!r}, a {type(found).__name__}; it must be a function")
-    architecture: Architecture = found
-    return architecture
 
 
 def _checking(name: str, function: Architecture) -> Architecture:

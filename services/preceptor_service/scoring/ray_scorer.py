@@ -8,6 +8,7 @@ from typing import Any
 from ray import serve
 
 from preceptor_service.config import ServiceConfig, parse_config
+from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.engine import ScoringEngine
@@ -43,7 +44,8 @@ class Scorer:
         self._pool = self._tracing.scorer_pool(InProcessPool(engine), engine.device, _replica_id)
         self._load_timeout_s = config.scorer.load_timeout_s
         self._gateway_load = GatewayLoad()
-        load_committed(engine, RunStore.open(config.weights), weight_store, config.scorer.model_bytes)
+        methods = MethodRegistry(config.rules, config.selectors)
+        load_committed(engine, RunStore.open(config.weights), weight_store, methods, config.scorer.model_bytes)
 
     async def losses(self, models: ScoringModels, batch: MicroBatch, waiting: tuple[str, int]) -> Losses:
         """Returns the losses of one micro-batch; see `ScorerPool.losses`.

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from preceptor.errors import PreceptorError
 from preceptor.runs import ConfigValue, RunSpec
+from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.run_store import RunStore
-from preceptor_service.scores import SCORE_RULES
+from preceptor_service.scores import ScoreRule
 from preceptor_service.scoring.pool import ModelRef, ScoringModels
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 
@@ -27,9 +28,10 @@ def architecture_of(spec: RunSpec, role: Role) -> tuple[str, Mapping[str, Config
     return spec.model, spec.model_config
 
 
-def scoring_models(spec: RunSpec, learner: WeightsVersion | None, reference: WeightsVersion | None) -> ScoringModels:
-    """Returns what scorers need for the run's score rule, as far as it was pushed."""
-    rule = SCORE_RULES[spec.score]
+def scoring_models(
+    spec: RunSpec, rule: ScoreRule, learner: WeightsVersion | None, reference: WeightsVersion | None
+) -> ScoringModels:
+    """Returns what scorers need for `rule`, the run's, as far as it was pushed."""
     return ScoringModels(
         run_id=spec.run_id,
         task=spec.task,
@@ -38,31 +40,35 @@ def scoring_models(spec: RunSpec, learner: WeightsVersion | None, reference: Wei
     )
 
 
-def committed_models(run_store: RunStore, weight_store: WeightStore) -> list[ScoringModels]:
+def committed_models(run_store: RunStore, weight_store: WeightStore, methods: MethodRegistry) -> list[ScoringModels]:
     """Returns the models of every run that has weights, the latest commit first.
 
-    What a new scorer loads before it reports healthy. Runs whose files are damaged are left out.
+    What a new scorer loads before it reports healthy. Runs whose files are damaged, or whose score rule the operator
+    took away, are left out.
     """
     found = []
     for run_id in run_store.list():
         try:
             spec = run_store.read(run_id).spec
+            rule = methods.rule(spec.score)
             learner, reference = weight_store.head(run_id, "learner"), weight_store.head(run_id, "reference")
         except PreceptorError:
             continue
         committed = max((version.commit_time_s for version in (learner, reference) if version), default=None)
         if committed is not None:
-            found.append((committed, scoring_models(spec, learner, reference)))
+            found.append((committed, scoring_models(spec, rule, learner, reference)))
     return [models for _, models in sorted(found, key=lambda pair: -pair[0])]
 
 
-def load_committed(engine: ScoringEngine, run_store: RunStore, weight_store: WeightStore, limit_bytes: int) -> None:
+def load_committed(
+    engine: ScoringEngine, run_store: RunStore, weight_store: WeightStore, methods: MethodRegistry, limit_bytes: int
+) -> None:
     """Loads the models of `committed_models` into `engine`, as many as fit into `limit_bytes`. Blocking.
 
     What cannot be loaded is logged and left out; it fails when it is asked for.
     """
     held = 0
-    for models in committed_models(run_store, weight_store):
+    for models in committed_models(run_store, weight_store, methods):
         held += sum(ref.total_bytes for ref in (models.learner, models.reference) if ref)
         if held > limit_bytes:
             return

@@ -105,6 +105,8 @@ class RunSpec(google.protobuf.message.Message):
     SELECT_UNTIL_STEP_FIELD_NUMBER: builtins.int
     WARM_UP_STEPS_FIELD_NUMBER: builtins.int
     UNIFORM_SHARE_FIELD_NUMBER: builtins.int
+    PRIORITY_EXPONENT_FIELD_NUMBER: builtins.int
+    IMPORTANCE_EXPONENT_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """Name of the run. Matches [a-z0-9][a-z0-9-]{0,62}. Required."""
     task: builtins.str
@@ -116,12 +118,12 @@ class RunSpec(google.protobuf.message.Message):
     PushWeights). Default: none; push one with PushWeights.
     """
     score: builtins.str
-    """Score rule: "learnability", "hard_learner", "easy_reference" or "uniform".
-    Required.
+    """Score rule: "learnability", "hard_learner", "easy_reference", "uniform", or
+    one that the service's operator added. Required.
     """
     selector: builtins.str
-    """Selector, from scores to indices: "softmax", "top_k" or "uniform".
-    Required.
+    """Selector, from scores to indices: "softmax", "top_k", "proportional",
+    "uniform", or one that the service's operator added. Required.
     """
     temperature: builtins.float
     """Temperature of the softmax selector; scores are divided by it. Finite and
@@ -162,6 +164,12 @@ class RunSpec(google.protobuf.message.Message):
     """Share of every sub-batch that is drawn uniformly from what the selector
     left. From 0 to 1. Default 0.
     """
+    priority_exponent: builtins.float
+    """Exponent α of selector "proportional". 0 or above. Default 1."""
+    importance_exponent: builtins.float
+    """Exponent β of the importance weights of selector "proportional". From 0, no
+    correction, to 1, the full one. Default 1.
+    """
     @property
     def model(self) -> global___ModelSpec:
         """Architecture of the learner copy (the learner itself or a small proxy of
@@ -200,17 +208,23 @@ class RunSpec(google.protobuf.message.Message):
         select_until_step: builtins.int | None = ...,
         warm_up_steps: builtins.int = ...,
         uniform_share: builtins.float = ...,
+        priority_exponent: builtins.float | None = ...,
+        importance_exponent: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_deadline", b"_deadline"]) -> typing.Literal["deadline"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_expected_savings", b"_expected_savings"]) -> typing.Literal["expected_savings"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_importance_exponent", b"_importance_exponent"]) -> typing.Literal["importance_exponent"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learner_flops", b"_learner_flops"]) -> typing.Literal["learner_flops"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_staleness_steps", b"_max_staleness_steps"]) -> typing.Literal["max_staleness_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_priority_exponent", b"_priority_exponent"]) -> typing.Literal["priority_exponent"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reference_digest", b"_reference_digest"]) -> typing.Literal["reference_digest"] | None: ...
     @typing.overload

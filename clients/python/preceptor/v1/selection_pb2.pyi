@@ -395,6 +395,7 @@ class Selection(google.protobuf.message.Message):
     IS_FALLBACK_FIELD_NUMBER: builtins.int
     NON_FINITE_COUNT_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
     step: builtins.int
     """As in the header."""
     rank: builtins.int
@@ -423,6 +424,11 @@ class Selection(google.protobuf.message.Message):
     """
     non_finite_count: builtins.int
     """Candidates left out because their score was not finite."""
+    weights: builtins.bytes
+    """Little-endian float32[b]: importance weights of `indices`, above 0, the
+    largest 1; all 1 where nothing was scored. Empty unless the run's selector
+    is "proportional".
+    """
     @property
     def timings(self) -> global___StageTimings:
         """Where the time went."""
@@ -440,9 +446,10 @@ class Selection(google.protobuf.message.Message):
         is_fallback: builtins.bool = ...,
         non_finite_count: builtins.int = ...,
         timings: global___StageTimings | None = ...,
+        weights: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_staleness_steps", b"_staleness_steps", "learner_step", b"learner_step", "learner_version", b"learner_version", "staleness_steps", b"staleness_steps", "timings", b"timings"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_staleness_steps", b"_staleness_steps", "indices", b"indices", "is_fallback", b"is_fallback", "learner_step", b"learner_step", "learner_version", b"learner_version", "non_finite_count", b"non_finite_count", "rank", b"rank", "scores", b"scores", "staleness_steps", b"staleness_steps", "step", b"step", "timings", b"timings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_staleness_steps", b"_staleness_steps", "indices", b"indices", "is_fallback", b"is_fallback", "learner_step", b"learner_step", "learner_version", b"learner_version", "non_finite_count", b"non_finite_count", "rank", b"rank", "scores", b"scores", "staleness_steps", b"staleness_steps", "step", b"step", "timings", b"timings", "weights", b"weights"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learner_step", b"_learner_step"]) -> typing.Literal["learner_step"] | None: ...
     @typing.overload
