@@ -6,14 +6,20 @@ import threading
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.s3.models import s3_backends
 from werkzeug.serving import make_server
 
-Answer = tuple[str, str]
-"""An HTTP status and an S3 error code."""
+
+class Answer(NamedTuple):
+    """An error in place of what the server says, for a request that is done nevertheless where `is_done`."""
+
+    status: str
+    code: str
+    is_done: bool = False
+
 
 _ACCOUNT = "123456789012"
 
@@ -84,8 +90,11 @@ class S3Server:
         if refusal is None:
             with self._turn:
                 return list(self._moto(environ, start_response))
-        status, code = refusal
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        body = f"<Error><Code>{code}</Code><Message>spoilt by the test</Message></Error>".encode()
-        start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        if refusal.is_done:
+            with self._turn:
+                list(self._moto(environ, lambda status, headers, error=None: None))
+        else:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        body = f"<Error><Code>{refusal.code}</Code><Message>spoilt by the test</Message></Error>".encode()
+        start_response(refusal.status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         return [body]

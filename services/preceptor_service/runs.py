@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -35,8 +36,11 @@ from preceptor_service.tasks import Columns, count_flops, run_columns
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 
 _REFRESH_S = 0.5
+_REFRESH_TIMEOUT_S = 2.0
 _POLL_S = 0.05
 _UNKNOWN_FLOPS = ForwardFlops()
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -64,7 +68,7 @@ class ActiveRun:
     """One run: its record, what follows from it, and the weights that new super-batches use.
 
     `learner` only ever moves to a higher version. `deleted` is set once this life of the run is known
-    to be over.
+    to be over; `is_cut_off` while the store does not tell.
     """
 
     record: RunRecord
@@ -77,6 +81,7 @@ class ActiveRun:
     reference: WeightsVersion | None = None
     counters: RunCounters = field(default_factory=RunCounters)
     refreshed_at: float = -math.inf
+    is_cut_off: bool = False
     loading: asyncio.Task[LoadReport] | None = None
     loading_version: int = 0
     deleted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -130,7 +135,8 @@ class RunRegistry:
     """All runs of the service, as seen from one gateway's event loop.
 
     The stores are the truth; this caches what they say. Another gateway's pushes are noticed within
-    half a second, at the next super-batch. `forgotten` is told the id of every run that is gone.
+    half a second, at the next super-batch; while the store does not answer, super-batches go on with what is known.
+    `forgotten` is told the id of every run that is gone.
     """
 
     def __init__(
@@ -301,8 +307,20 @@ class RunRegistry:
         now = time.monotonic()
         if not at_once and now - run.refreshed_at < _REFRESH_S:
             return
-        run.refreshed_at = now
-        record, head, reference = await asyncio.to_thread(self._read_heads, run.run_id)
+        must_know = at_once or run.refreshed_at == -math.inf
+        before, run.refreshed_at = run.refreshed_at, now
+        reading = asyncio.to_thread(self._read_heads, run.run_id)
+        try:
+            record, head, reference = await asyncio.wait_for(reading, None if must_know else _REFRESH_TIMEOUT_S)
+        except (UnavailableError, TimeoutError) as error:
+            if must_know:
+                run.refreshed_at = before
+                raise
+            if not run.is_cut_off:
+                logger.warning("run %s goes on with what is known of it: %s", run.run_id, error or "the store is slow")
+            run.is_cut_off = True
+            return
+        run.is_cut_off = False
         if record != run.record:
             run.refreshed_at = -math.inf
             self._forget(run)
@@ -325,11 +343,11 @@ class RunRegistry:
             )
 
     def _read_heads(self, run_id: str) -> tuple[RunRecord | None, WeightsVersion | None, WeightsVersion | None]:
-        return (
-            self._run_store.read(run_id) if self._run_store.exists(run_id) else None,
-            self._weight_store.head(run_id, "learner"),
-            self._weight_store.head(run_id, "reference"),
-        )
+        try:
+            record = self._run_store.read(run_id)
+        except RunNotFoundError:
+            return None, None, None
+        return record, self._weight_store.head(run_id, "learner"), self._weight_store.head(run_id, "reference")
 
     async def _activate(self, record: RunRecord, columns: Columns, flops: ForwardFlops) -> ActiveRun:
         deadline_s = record.spec.deadline_s or self._config.gateway.deadline_s

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from preceptor.errors import (
+    DiskFullError,
     InternalError,
     InvalidWeightsError,
     PushConflictError,
@@ -261,7 +262,7 @@ class WeightStore:
         """
         try:
             self._collect()
-        except UnavailableError as error:
+        except (UnavailableError, DiskFullError) as error:
             logger.warning("not everything that expired was removed from the store: %s", error)
 
     def _collect(self) -> None:

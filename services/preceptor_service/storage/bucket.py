@@ -6,6 +6,7 @@ Endpoint, region and credentials come from the environment, as for every S3 clie
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -30,8 +31,10 @@ _READ_TIMEOUT_S = 20.0
 _SENDERS = 4
 _TRIES = 3
 
-_PAUSE_S = 5.0
-"""After a call that got no answer the next ones fail at once for so long: they would fill every thread with waiting."""
+_FIRST_PAUSE_S = 2.0
+_LONGEST_PAUSE_S = 30.0
+"""After a call that got no answer the next ones fail at once for so long, twice as long each time: every thread of
+the gateway would wait otherwise."""
 
 _EXISTS = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", "OperationAborted", "409"})
 _FULL = frozenset({"QuotaExceeded", "InsufficientCapacity", "InsufficientStorage", "XMinioStorageFull", "507"})
@@ -61,11 +64,15 @@ class Bucket:
     the object is missing, `DiskFullError` where the store takes no more, and `UnavailableError` for all else that
     goes wrong there.
 
+    Args:
+        uri: `s3://bucket/prefix`.
+        call_timeout_s: longest wait for a call that moves no weights.
+
     Raises:
         ConfigError: s3fs is not installed.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, call_timeout_s: float = _CALL_TIMEOUT_S) -> None:
         try:
             self._objects = _client(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
         except ImportError as error:
@@ -74,7 +81,9 @@ class Bucket:
             ) from error
         self._uri = uri
         self._root = uri.removeprefix("s3://")
-        self._refused_until = 0.0
+        self._call_timeout_s = call_timeout_s
+        self._pause_s = _FIRST_PAUSE_S
+        self._refused_until = -math.inf
 
     def read(self, key: str) -> bytes:
         """Returns a small object."""
@@ -146,12 +155,12 @@ class Bucket:
         return f"{self._root}/{key}"
 
     def _call(
-        self, function: Callable[..., Any], *arguments: object, timeout_s: float = _CALL_TIMEOUT_S, **options: object
+        self, function: Callable[..., Any], *arguments: object, timeout_s: float | None = None, **options: object
     ) -> Any:
         if time.monotonic() < self._refused_until:
             raise UnavailableError(f"the object store {self._uri} did not answer just now; try again in a few seconds")
         try:
-            return function(*arguments, timeout=timeout_s, **options)
+            answer = function(*arguments, timeout=timeout_s or self._call_timeout_s, **options)
         except Exception as error:
             code = _code(error)
             if code in _EMPTY:
@@ -162,12 +171,20 @@ class Bucket:
                 raise
             if code in _FULL:
                 raise DiskFullError(f"the object store {self._uri} takes no more: {error}; delete runs") from error
-            if code is None and not isinstance(error, PermissionError) and timeout_s == _CALL_TIMEOUT_S:
-                self._refused_until = time.monotonic() + _PAUSE_S
+            if timeout_s is None and code is None and not _is_answer(error):
+                self._pause()
             raise UnavailableError(
                 f"the object store {self._uri} cannot be used: {str(error) or type(error).__name__}; "
                 "try again, and if it stays so, see whether it is up and what these credentials may do"
             ) from error
+        self._pause_s = _FIRST_PAUSE_S
+        return answer
+
+    def _pause(self) -> None:
+        now = time.monotonic()
+        if now >= self._refused_until:  # else another thread's call ended a moment ago
+            self._refused_until = now + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
 
 @lru_cache(maxsize=4)
@@ -193,6 +210,11 @@ def _client(endpoint: str | None) -> Any:
 def _info(found: dict[str, Any]) -> ObjectInfo:
     modified: datetime = found["LastModified"]
     return ObjectInfo(int(found["size"]), modified.timestamp(), str(found.get("ETag", "")))
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Tells whether the object store said no, which s3fs makes an `OSError` of, rather than nothing."""
+    return isinstance(error, OSError) and not isinstance(error, (TimeoutError, ConnectionError))
 
 
 def _code(error: BaseException) -> str | None:

@@ -110,7 +110,8 @@ class ObjectStorage:
                 and key in self._bucket.list("staging")
             )
         finally:
-            self._bucket.remove(key)
+            with suppress(PreceptorError):  # what is wrong was said already
+                self._bucket.remove(key)
 
     def probe(self) -> StoreHealth:
         """Tries a small object in `staging/`; see `Storage`."""
