@@ -20,13 +20,12 @@ def client(object_store: ObjectPlace) -> Iterator[SelectionClient]:
     """A client of a gateway whose store is an object store."""
     service = start("in-process", object_store.settings)
     try:
-        with SelectionClient(f"127.0.0.1:{service.ports.grpc}", timeout_s=10) as client:
+        with SelectionClient(f"127.0.0.1:{service.ports.grpc}") as client:
             yield client
     finally:
         service.stop()
 
 
-@pytest.mark.slow
 def test_selection_goes_on_and_pushes_work_again_afterwards(
     object_store: ObjectPlace, client: SelectionClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -41,7 +40,7 @@ def test_selection_goes_on_and_pushes_work_again_afterwards(
         assert run.select(super_batch(step), COUNT, step=step).indices.tolist() == expected(settings, step)
     assert "run steady goes on with what is known of it" in caplog.text
     with pytest.raises(PreceptorError, match="the object store"):
-        run.push_weights(state("learner-2"), step=step)
+        run.push_weights(state("learner-2"), step=step, timeout_s=2)
 
     object_store.server.spoil = lambda environ: None
     assert run.push_weights(state("learner-2"), step=step).version == 2
