@@ -33,15 +33,17 @@ from preceptor_service.config import WeightsConfig
 from preceptor_service.storage import SET_ASIDE, Storage, StoreHealth, as_storage, blob_name, open_storage
 from preceptor_service.weight_staging import Staged, disk_errors
 
-__all__ = ["Role", "Staged", "StoreHealth", "WeightStore", "WeightsVersion"]
+__all__ = ["ROLES", "RUN_ID", "Role", "Staged", "StoreHealth", "WeightStore", "WeightsVersion"]
 
 Role = Literal["learner", "reference"]
 
 UPLOAD_GRACE_S = 3600.0
 """A staging file that nothing was written to for so long is taken for abandoned."""
 
-_ROLES: tuple[Role, ...] = ("learner", "reference")
-_RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+ROLES: tuple[Role, ...] = ("learner", "reference")
+"""Every role that weights have in a run."""
+
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _MANIFEST = re.compile(r"([0-9]{8,})\.json")
 
@@ -252,7 +254,7 @@ class WeightStore:
 
     def delete_run(self, run_id: str) -> None:
         """Forgets every version of a run. Does nothing where there is none."""
-        self._storage.delete_versions(run_id, _ROLES)
+        self._storage.delete_versions(run_id, ROLES)
 
     def collect(self) -> None:
         """Removes learner versions that expired `grace_s` ago, blobs that none names, and abandoned uploads.
@@ -367,7 +369,7 @@ class WeightStore:
     def _named_digests(self) -> set[str] | None:
         """Returns the digests, without "sha256:", of all versions with a manifest; None where one cannot be read."""
         named = set()
-        for folder, versions in self._storage.all_versions(_ROLES):
+        for folder, versions in self._storage.all_versions(ROLES):
             place = _Place(versions.run_id, versions.role, folder)
             for number in _numbers_among(versions.names):
                 try:
@@ -431,8 +433,8 @@ def _checked(digest: str) -> str:
 
 
 def _checked_run(run_id: str) -> str:
-    if not _RUN_ID.fullmatch(run_id):
-        raise ValueError(f"run_id is {run_id!r}; it must match {_RUN_ID.pattern}")
+    if not RUN_ID.fullmatch(run_id):
+        raise ValueError(f"run_id is {run_id!r}; it must match {RUN_ID.pattern}")
     return run_id
 
 

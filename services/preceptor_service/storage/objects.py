@@ -143,7 +143,7 @@ class ObjectStorage:
 
     def create_record(self, run_id: str, record: bytes) -> bool:
         """Creates the object, with a name for the life that it begins."""
-        named = {"life": uuid.uuid4().hex, **json.loads(record)}
+        named = {**json.loads(record), "life": uuid.uuid4().hex}
         return self._bucket.create(_record(run_id), json.dumps(named, indent=1, sort_keys=True).encode())
 
     def delete_run(self, run_id: str) -> None:
