@@ -25,6 +25,7 @@ SCORE_RULES: Mapping[str, ScoreRule] = {
     "hard_learner": ScoreRule(scores.hard_learner),
     "easy_reference": ScoreRule(scores.easy_reference),
     "learnability": ScoreRule(scores.learnability),
+    "gradient_norm": ScoreRule(scores.gradient_norm),
 }
 """The score rules that ship with the service."""
 

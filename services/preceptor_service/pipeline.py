@@ -85,9 +85,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class Scored:
-    """Losses and scores of B candidates: float32 `[B]`, losses None where the rule needs none."""
+    """What was measured of B candidates, and their scores: float32 `[B]`, None where the rule does not need it."""
 
     learner_losses: NDArray[np.float32] | None
+    learner_gradient_norms: NDArray[np.float32] | None
     reference_losses: NDArray[np.float32] | None
     scores: NDArray[np.float32]
 
@@ -204,8 +205,14 @@ class Pipeline:
             ) from error
         learner = _joined([part.learner for part in losses])
         reference = _joined([part.reference for part in losses])
-        scores = run.rule(super_batch.rows, learner_losses=learner, reference_losses=reference)
-        return Scored(learner, reference, scores)
+        gradients = _joined([part.learner_gradient_norms for part in losses])
+        scores = run.rule(
+            super_batch.rows,
+            learner_losses=learner,
+            learner_gradient_norms=gradients,
+            reference_losses=reference,
+        )
+        return Scored(learner, gradients, reference, scores)
 
     async def _losses(
         self, models: ScoringModels, super_batch: SuperBatch, micro_batch_rows: int, stages: Stages

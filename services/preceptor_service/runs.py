@@ -31,7 +31,7 @@ from preceptor_service.scores import ScoreRule
 from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels
 from preceptor_service.scoring.run_models import architecture_of, scoring_models
 from preceptor_service.selectors import Selector, SelectorSettings
-from preceptor_service.spec_checks import RUN_ID, check_spec
+from preceptor_service.spec_checks import RUN_ID, check_method, check_spec
 from preceptor_service.tasks import Columns, count_flops, run_columns
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 
@@ -393,8 +393,7 @@ class RunRegistry:
     def _checked(self, spec: RunSpec) -> tuple[Columns, ForwardFlops]:
         """Returns columns and operations of a spec whose every setting is in range."""
         check_spec(spec)
-        self._methods.rule(spec.score)
-        self._methods.selector(spec.selector)
+        check_method(spec, self._methods)
         outline = self._architectures.outline(spec.model, spec.model_config)
         columns = run_columns(spec.task, outline)
         learner_copy = reference = count_flops(spec.task, outline, columns)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-MEASURED = ("learner_losses", "reference_losses")
+MEASURED = ("learner_losses", "learner_gradient_norms", "reference_losses")
 """What scorers measure of every candidate, float32 `[B]` each."""
 
 
@@ -64,6 +64,23 @@ def learnability(learner_losses: Array, reference_losses: Array) -> Array:
     the same function with a reference trained on hold-out data.
     """
     return learner_losses - reference_losses
+
+
+def gradient_norm(learner_gradient_norms: Array) -> Array:
+    """Prioritises what would change the learner most: a bound of the norm of the example's gradient.
+
+    Args:
+        learner_gradient_norms: float32 `[B]`, the norm of the loss' gradient with respect to what the learner's last
+            layer gives, before the softmax; the task computes it.
+
+    Returns:
+        float32 `[B]`, 0 or above.
+
+    With selector `proportional` and its importance weights this is importance sampling.
+
+    Source: Katharopoulos & Fleuret, arXiv 1803.00942, their upper bound without the factor that all examples share.
+    """
+    return learner_gradient_norms
 
 
 @dataclass(frozen=True)

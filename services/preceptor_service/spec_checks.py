@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from preceptor.errors import InvalidRunError
 from preceptor.runs import ConfigValue, RunSpec
-from preceptor_service.tasks import TASKS
+from preceptor_service.method_registry import MethodRegistry
+from preceptor_service.tasks import TASKS, GradientTask
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _TEMPERATURE = (1e-6, 1e6)
@@ -46,6 +47,22 @@ def check_spec(spec: RunSpec) -> None:
     if spec.expected_savings is not None:
         _check_range("expected_savings", spec.expected_savings, *_SAVINGS)
     _check_schedule(spec)
+
+
+def check_method(spec: RunSpec, methods: MethodRegistry) -> None:
+    """Checks that the service has the run's score rule and selector, and that the task gives what the rule needs.
+
+    Raises:
+        InvalidRunError: naming the setting, its value and what to choose from.
+    """
+    methods.selector(spec.selector)
+    needs_gradient = "learner_gradient_norms" in methods.rule(spec.score).needs
+    if needs_gradient and not isinstance(TASKS[spec.task], GradientTask):
+        able = sorted(name for name, task in TASKS.items() if isinstance(task, GradientTask))
+        raise InvalidRunError(
+            f"score is {spec.score!r}, which needs the gradient of a softmax, and task {spec.task!r} has none; "
+            f"choose another score, or one of the tasks {able}"
+        )
 
 
 def _check_schedule(spec: RunSpec) -> None:

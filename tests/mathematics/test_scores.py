@@ -9,6 +9,7 @@ from preceptor_service.method_registry import SCORE_RULES
 from preceptor_service.scores import ScoreRule
 
 LEARNER = np.array([0.5, 2.0, 3.5, np.nan], np.float32)
+GRADIENT = np.array([0.1, 0.5, 1.4, 0.0], np.float32)
 REFERENCE = np.array([0.25, 2.5, 0.5, 1.0], np.float32)
 
 
@@ -19,10 +20,11 @@ REFERENCE = np.array([0.25, 2.5, 0.5, 1.0], np.float32)
         ("hard_learner", [0.5, 2.0, 3.5, np.nan]),
         ("easy_reference", [-0.25, -2.5, -0.5, -1.0]),
         ("learnability", [0.25, -0.5, 3.0, np.nan]),
+        ("gradient_norm", [0.1, 0.5, 1.4, 0.0]),
     ],
 )
 def test_each_rule_follows_its_formula(name: str, expected: list[float]) -> None:
-    scores = SCORE_RULES[name](4, learner_losses=LEARNER, reference_losses=REFERENCE)
+    scores = SCORE_RULES[name](4, learner_losses=LEARNER, reference_losses=REFERENCE, learner_gradient_norms=GRADIENT)
     assert scores.dtype == np.float32
     np.testing.assert_array_equal(scores, np.array(expected, np.float32))
 
@@ -44,5 +46,6 @@ def test_what_a_rule_needs_follows_from_its_parameters() -> None:
     assert needs["hard_learner"] == (True, False)
     assert needs["easy_reference"] == (False, True)
     assert needs["learnability"] == (True, True)
+    assert needs["gradient_norm"] == (True, False)
     with pytest.raises(ValueError, match=r"its parameters are \['losses'\]; name one or more of \['learner_losses'"):
         ScoreRule(lambda losses: losses)

@@ -13,7 +13,7 @@ import torch
 from preceptor.errors import InvalidRunError
 from preceptor_service.columns import ColumnSpec
 from preceptor_service.models import ArchitectureRegistry
-from preceptor_service.tasks import run_columns, task_named
+from preceptor_service.tasks import GradientTask, run_columns, task_named
 
 
 def test_columns_of_a_classifier() -> None:
@@ -82,6 +82,24 @@ def test_the_loss_is_the_cross_entropy_of_each_example_in_float32() -> None:
     ]
     assert losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_gradient_norm_is_that_of_automatic_differentiation() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], [5.0, -5.0, 0.5], [30.0, 0.0, -3.0]], requires_grad=True)
+    labels = torch.tensor([2, 1, 0])
+    (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), logits)
+    task = task_named("classification")
+    assert isinstance(task, GradientTask)
+
+    norms = task.gradient_norm(Logits(), {"image": logits.detach(), "label": labels})
+
+    assert norms.dtype == torch.float32
+    assert norms.tolist() == pytest.approx(expected.norm(dim=1).tolist(), rel=1e-5)
+    assert 0 < norms[2] < 1e-12
+
+
+def test_pairs_have_no_gradient_norm() -> None:
+    assert not isinstance(task_named("image_text"), GradientTask)
 
 
 def test_a_model_whose_logits_are_not_per_example() -> None:

@@ -13,8 +13,8 @@ from preceptor.errors import InvalidRunError
 from preceptor_service.columns import ColumnSpec
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
-from preceptor_service.tasks import run_columns, task_named
-from tests.naive.text import dual_encoder_losses, language_losses, pair_loss
+from preceptor_service.tasks import GradientTask, run_columns, task_named
+from tests.naive.text import dual_encoder_losses, language_losses, pair_loss, sequence_gradient_norm
 
 TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 TOWERS = {prefix + name: value for prefix in ("text_", "vision_") for name, value in TOWER.items()}
@@ -231,6 +231,24 @@ def test_more_padding_changes_no_loss_of_a_sequence(registry: ArchitectureRegist
         atol=0,
         rtol=2e-6,
     )
+
+
+def test_gradient_norms_of_sequences_are_those_of_the_naive_loop(registry: ArchitectureRegistry) -> None:
+    module = registry.build("causal_lm", language_model("gpt2")).eval()
+    module.load_state_dict(drawn(module))
+    batch = texts([9, 4, 1, 2, 0], context_length=9)
+    task = task_named("causal_lm")
+    assert isinstance(task, GradientTask)
+
+    def logits_of(tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = module(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        return logits
+
+    with torch.no_grad():
+        norms = task.gradient_norm(module, batch)
+    expected = language_losses(logits_of, batch, sequence_gradient_norm)
+    assert norms.tolist() == pytest.approx(expected, rel=1e-4, nan_ok=True)
+    assert norms.isfinite().tolist() == [True, True, False, True, False]
 
 
 def test_a_forward_pass_of_a_language_model_gives_a_bounded_number_of_logits(

@@ -20,6 +20,7 @@ def select(
     count: int,
     step: int,
     rank: int = 0,
+    gradient_norms: Sequence[float] = (),
 ) -> list[int]:
     """Draws one candidate after the other: first those by score, then uniformly from what is left."""
     rows = len(learner_losses)
@@ -27,7 +28,7 @@ def select(
     by_score = scheduled(run, step, count)
     if not by_score:
         return _drawn(list(noise[:rows]), count, [])
-    scores = _scores(run, learner_losses, reference_losses)
+    scores = list(gradient_norms) or _scores(run, learner_losses, reference_losses)
     keys = [_key(run, value, uniform) for value, uniform in zip(scores, noise[:rows], strict=True)]
     drawn = _drawn(keys, by_score, [])
     spare = [

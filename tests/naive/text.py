@@ -26,6 +26,17 @@ def sequence_loss(logits: Sequence[Sequence[float]], tokens: Sequence[int]) -> f
     return sum(losses) / len(losses) if losses else math.nan
 
 
+def sequence_gradient_norm(logits: Sequence[Sequence[float]], tokens: Sequence[int]) -> float:
+    """Mean over targets of the distance between the softmax and the token; NaN for fewer than two tokens."""
+    norms = []
+    for position in range(len(tokens) - 1):
+        powers = [math.exp(value - max(logits[position])) for value in logits[position]]
+        chances = [power / sum(powers) for power in powers]
+        chances[tokens[position + 1]] -= 1
+        norms.append(math.sqrt(sum(chance * chance for chance in chances)))
+    return sum(norms) / len(norms) if norms else math.nan
+
+
 def cut(batch: Mapping[str, Any], row: int) -> list[int]:
     """The tokens of one row whose mask is 1."""
     return [int(i) for i, kept in zip(batch["input_ids"][row], batch["attention_mask"][row], strict=True) if kept]
@@ -50,8 +61,12 @@ def dual_encoder_losses(state: Mapping[str, torch.Tensor], batch: Mapping[str, A
     return losses
 
 
-def language_losses(logits_of: Callable[[torch.Tensor], torch.Tensor], batch: Mapping[str, Any]) -> list[float]:
-    """Losses of sequences, each run alone through `logits_of`: tokens `[1, T]` → logits `[1, T, V]`."""
+def language_losses(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    batch: Mapping[str, Any],
+    of_sequence: Callable[[Sequence[Sequence[float]], Sequence[int]], float] = sequence_loss,
+) -> list[float]:
+    """Losses, or norms, of sequences, each run alone through `logits_of`: tokens `[1, T]` → logits `[1, T, V]`."""
     losses = []
     for row in range(len(batch["input_ids"])):
         tokens = cut(batch, row)
@@ -59,7 +74,7 @@ def language_losses(logits_of: Callable[[torch.Tensor], torch.Tensor], batch: Ma
             losses.append(math.nan)
             continue
         with torch.no_grad():
-            losses.append(sequence_loss(logits_of(torch.tensor([tokens]))[0].double().tolist(), tokens))
+            losses.append(of_sequence(logits_of(torch.tensor([tokens]))[0].double().tolist(), tokens))
     return losses
 
 

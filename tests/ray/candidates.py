@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from preceptor import RunSpec, SelectionClient
 from preceptor.client import Run
 from preceptor_service.models import ArchitectureRegistry
-from tests.naive.losses import small_cnn_losses
+from tests.naive.losses import small_cnn_gradient_norms, small_cnn_losses
 from tests.naive.selection import select
 
 SETTINGS = {"in_channels": 1, "image_size": 8, "num_classes": 10, "width": 6}
@@ -51,6 +51,13 @@ def _losses(name: str, number: int) -> list[float]:
     return small_cnn_losses(state(name), candidates["image"].astype(np.uint8), candidates["label"].astype(np.int64))
 
 
+@cache
+def _gradient_norms(name: str, number: int) -> list[float]:
+    candidates = _candidates(number)
+    images, labels = candidates["image"].astype(np.uint8), candidates["label"].astype(np.int64)
+    return small_cnn_gradient_norms(state(name), images, labels)
+
+
 def expected(
     spec: RunSpec, step: int, learner: str = "learner-1", rank: int = 0, super_batch_of: int | None = None
 ) -> list[int]:
@@ -63,6 +70,7 @@ def expected(
         count=COUNT,
         step=step,
         rank=rank,
+        gradient_norms=_gradient_norms(learner, number) if spec.score == "gradient_norm" else (),
     )
 
 

@@ -50,7 +50,7 @@ def config(store: Path, **sections: Any) -> ServiceConfig:
             "gated": "tests.service.architectures:gated",
             "failing": "tests.service.architectures:failing",
         },
-        "rules": {"closest_losses": "tests.service.methods:closest_losses", "moody": "tests.service.methods:moody"},
+        "rules": {name: f"tests.service.methods:{name}" for name in ("closest_losses", "hard_and_steep", "moody")},
         "selectors": {"first_of_the_best": "tests.service.methods:first_of_the_best"},
     }
     for name, section in sections.items():

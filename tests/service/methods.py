@@ -18,6 +18,11 @@ def closest_losses(reference_losses: Losses, learner_losses: Losses) -> Losses:
     return -apart
 
 
+def hard_and_steep(learner_losses: Losses, learner_gradient_norms: Losses) -> Losses:
+    """Prefers what is hard and would change the learner."""
+    return learner_losses * learner_gradient_norms
+
+
 def moody(learner_losses: Losses) -> Losses:
     """Works for the trial's 8 candidates only."""
     return learner_losses if len(learner_losses) == 8 else learner_losses[1:]

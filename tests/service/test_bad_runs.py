@@ -33,6 +33,11 @@ _INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "64 characters": ({"run_id": "a" * 64}, "it must match"),
     "unknown task": ({"task": "poetry"}, "task is 'poetry'; choose one of .*'classification'"),
     "unknown score": ({"score": "luck"}, "score is 'luck'; choose one of .*'learnability'"),
+    "a gradient norm of pairs": (
+        {"task": "image_text", "score": "gradient_norm"},
+        r"score is 'gradient_norm', which needs the gradient of a softmax, and task 'image_text' has none; .*"
+        r"\['causal_lm', 'classification'\]",
+    ),
     "unknown selector": ({"selector": "dice"}, r"selector is 'dice'; choose one of .*'softmax', 'top_k', 'uniform'\]"),
     "unknown architecture": ({"model": "gpt-9"}, "model is 'gpt-9'; this service knows .*'small_cnn'"),
     "code as architecture": ({"model": "os:system"}, "model is 'os:system'; this service knows"),

@@ -9,7 +9,9 @@ import pytest
 
 from preceptor import Run, SelectionClient
 from preceptor.errors import InternalError
+from tests.naive.losses import small_cnn_gradient_norms
 from tests.naive.selection import importance_weights
+from tests.naive.selection import select as naive_select
 from tests.service import digits
 from tests.service.conftest import Control
 
@@ -56,6 +58,31 @@ def test_what_is_drawn_uniformly_weighs_the_same(client: SelectionClient, run_id
     selection = run.select(digits.candidates(0), sub_batch_size=3, step=0)
     assert selection.weights is not None
     assert selection.weights.tolist() == [1, 1, 1]
+
+
+def test_gradient_norms_are_those_of_automatic_differentiation(client: SelectionClient, run_id: str) -> None:
+    run = client.create_run(digits.spec(run_id, score="gradient_norm", selector="proportional"))
+    run.push_weights(LEARNER, step=0)
+    batch = digits.candidates(0)
+    norms = small_cnn_gradient_norms(LEARNER, batch["image"], batch["label"])
+    scores = run.score(batch)
+    assert scores.learner_gradient_norms is not None
+    assert (scores.learner_losses, scores.reference_losses) == (None, None)
+    assert scores.learner_gradient_norms.tolist() == scores.scores.tolist() == pytest.approx(norms, abs=1e-5)
+    selection = run.select(batch, sub_batch_size=8, step=0)
+    nothing = digits.losses(LEARNER, batch)
+    assert selection.indices.tolist() == naive_select(
+        run.spec, learner_losses=nothing, reference_losses=nothing, count=8, step=0, gradient_norms=norms
+    )
+
+
+def test_own_rules_may_need_losses_and_gradient_norms(client: SelectionClient, run_id: str) -> None:
+    run = client.create_run(digits.spec(run_id, score="hard_and_steep"))
+    run.push_weights(LEARNER, step=0)
+    batch = digits.candidates(0)
+    norms = small_cnn_gradient_norms(LEARNER, batch["image"], batch["label"])
+    expected = np.array(digits.losses(LEARNER, batch)) * np.array(norms)
+    np.testing.assert_allclose(run.score(batch).scores, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("selector", ["softmax", "top_k", "uniform"])

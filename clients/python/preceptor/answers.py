@@ -78,6 +78,7 @@ class Scores:
         learner_version: the one version behind every loss; None where none was used.
         learner_step: the step at which that version was pushed.
         timings: where the time went.
+        learner_gradient_norms: float32 `[B]`, or None where the score rule needs none.
     """
 
     learner_losses: NDArray[np.float32] | None
@@ -86,6 +87,7 @@ class Scores:
     learner_version: int | None
     learner_step: int | None
     timings: Timings
+    learner_gradient_norms: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def scores_from_proto(message: selection_pb2.ScoreResponse) -> Scores:
         learner_version=message.learner_version if message.HasField("learner_version") else None,
         learner_step=message.learner_step if message.HasField("learner_step") else None,
         timings=timings_from_proto(message.timings),
+        learner_gradient_norms=_floats(message.learner_gradient_norms) if message.learner_gradient_norms else None,
     )
 
 

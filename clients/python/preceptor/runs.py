@@ -43,7 +43,8 @@ class RunSpec:
         reference_model_config: its settings; only together with `reference_model`.
         reference_digest: digest of a reference that the service already holds, as
             `Run.push_reference` returned it; default: none, push one.
-        score: `"learnability"`, `"hard_learner"`, `"easy_reference"`, `"uniform"`, or one that the operator added.
+        score: `"learnability"`, `"hard_learner"`, `"easy_reference"`, `"gradient_norm"` (not for task image_text),
+            `"uniform"`, or one that the operator added.
         selector: `"softmax"`, `"top_k"`, `"proportional"`, `"uniform"`, or one that the operator added.
         temperature: of selector softmax: scores are divided by it; above 0.
         seed: of the run's random streams; 0 or above.

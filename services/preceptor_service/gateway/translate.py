@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
 
 from preceptor.errors import PreceptorError
 from preceptor.runs import spec_to_proto
@@ -24,14 +26,14 @@ def selection(step: int, rank: int, selected: Selected, receive_s: float, total_
         step=step,
         rank=rank,
         indices=selected.indices.astype("<i8", copy=False).tobytes(),
-        scores=selected.scores.astype("<f4", copy=False).tobytes(),
+        scores=_floats(selected.scores),
         learner_version=learner.version if learner else None,
         learner_step=learner.step if learner else None,
         staleness_steps=pinned.staleness_steps if pinned else None,
         is_fallback=selected.is_fallback,
         non_finite_count=selected.non_finite_count,
         timings=_timings(selected.stages, receive_s, total_s),
-        weights=selected.weights.astype("<f4", copy=False).tobytes(),
+        weights=_floats(selected.weights),
     )
 
 
@@ -39,11 +41,11 @@ def scores(
     scored: Scored, pinned: Pinned, stages: Stages, receive_s: float, total_s: float
 ) -> selection_pb2.ScoreResponse:
     """Returns losses and scores of one super-batch."""
-    learner, reference = scored.learner_losses, scored.reference_losses
     return selection_pb2.ScoreResponse(
-        learner_losses=b"" if learner is None else learner.astype("<f4", copy=False).tobytes(),
-        reference_losses=b"" if reference is None else reference.astype("<f4", copy=False).tobytes(),
-        scores=scored.scores.astype("<f4", copy=False).tobytes(),
+        learner_losses=_floats(scored.learner_losses),
+        learner_gradient_norms=_floats(scored.learner_gradient_norms),
+        reference_losses=_floats(scored.reference_losses),
+        scores=_floats(scored.scores),
         learner_version=pinned.learner.version if pinned.learner else None,
         learner_step=pinned.learner.step if pinned.learner else None,
         timings=_timings(stages, receive_s, total_s),
@@ -92,6 +94,10 @@ def weights_version(version: WeightsVersion) -> weights_pb2.WeightsVersion:
 
 def _cost(cost: Cost | None) -> run_pb2.RunCost | None:
     return None if cost is None else run_pb2.RunCost(**dataclasses.asdict(cost))
+
+
+def _floats(values: NDArray[np.float32] | None) -> bytes:
+    return b"" if values is None else values.astype("<f4", copy=False).tobytes()
 
 
 def _timings(stages: Stages, receive_s: float, total_s: float) -> selection_pb2.StageTimings:

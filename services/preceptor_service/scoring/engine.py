@@ -18,7 +18,7 @@ from preceptor.errors import OverloadedError, ResourceExhaustedError
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.scoring.loading import ModelLoader
 from preceptor_service.scoring.model_cache import ModelCache, Want
-from preceptor_service.scoring.pool import Losses, MicroBatch, ModelRef, ScoringModels
+from preceptor_service.scoring.pool import Losses, Measure, MicroBatch, ModelRef, ScoringModels
 from preceptor_service.tasks import Task, task_named
 from preceptor_service.weight_store import WeightStore
 
@@ -83,7 +83,7 @@ class ScoringEngine:
             pass
 
     def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
-        """Returns the losses of the candidates in `batch` under each model that `models` names.
+        """Returns what `models` asks for of the candidates in `batch`: losses, gradient norms.
 
         Raises:
             ResourceExhaustedError: the device has too little memory for the forward pass.
@@ -96,20 +96,25 @@ class ScoringEngine:
             by_ref = dict(zip((want.ref for want in _wants(models)), modules, strict=True))
             with self._one_at_a_time(), _out_of_memory(batch):
                 turn = time.perf_counter()
-                losses = {ref: self._forward(task, module, batch) for ref, module in by_ref.items()}
+                found: dict[tuple[ModelRef | None, Measure], NDArray[np.float32]] = {
+                    (ref, measure): self._forward(task, by_ref[ref], measure, batch)
+                    for ref, measure in set(_asked(models))
+                }
                 forward_s = time.perf_counter() - turn
         return Losses(
-            learner=losses[models.learner] if models.learner else None,
-            reference=losses[models.reference] if models.reference else None,
+            learner=found.get((models.learner, "loss")) if "loss" in models.learner_measures else None,
+            reference=found.get((models.reference, "loss")),
             forward_s=forward_s,
             load_s=loaded - started,
+            learner_gradient_norms=found.get((models.learner, "gradient_norm")),
         )
 
-    def _forward(self, task: Task, module: nn.Module, batch: MicroBatch) -> NDArray[np.float32]:
+    def _forward(self, task: Task, module: nn.Module, measure: Measure, batch: MicroBatch) -> NDArray[np.float32]:
+        compute = getattr(task, measure)
         with torch.inference_mode(), _same_every_time(self._device):
             features = {name: _tensor(values).to(self._device) for name, values in batch.columns.items()}
-            losses = task.loss(module, features)[: batch.row_count]
-            return losses.to("cpu", torch.float32).numpy()
+            values: torch.Tensor = compute(module, features)[: batch.row_count]
+            return values.to("cpu", torch.float32).numpy()
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
@@ -124,6 +129,14 @@ class ScoringEngine:
 def _wants(models: ScoringModels) -> list[Want]:
     wants = [Want(models.learner, models.run_id)] if models.learner else []
     return [*wants, Want(models.reference, None)] if models.reference else wants
+
+
+def _asked(models: ScoringModels) -> Iterator[tuple[ModelRef, Measure]]:
+    """Yields each forward pass, whose result learner and reference share where they are the same model."""
+    if models.learner is not None:
+        yield from ((models.learner, measure) for measure in models.learner_measures)
+    if models.reference is not None:
+        yield models.reference, "loss"
 
 
 def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+Measure = Literal["loss", "gradient_norm"]
+"""What a scorer can compute of an example; the names of the methods of a task."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,14 @@ class ScoringModels:
     """The models behind one super-batch; None where the score rule needs no such loss.
 
     `run_id` groups the learner versions of one run, so that a scorer keeps the two newest and drops
-    older ones first.
+    older ones first. `learner_measures` says what is computed of the learner; of a reference it is always the loss.
     """
 
     run_id: str
     task: str
     learner: ModelRef | None
     reference: ModelRef | None
+    learner_measures: tuple[Measure, ...] = ("loss",)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Losses:
-    """Per-example losses of one micro-batch, float32 `[row_count]`; None where not asked for.
+    """Per-example losses and gradient norms of one micro-batch, float32 `[row_count]`; None where not asked for.
 
     `forward_s` is the time of the forward passes in seconds; `load_s` that of loading weights that
     the scorer did not hold.
@@ -76,6 +80,7 @@ class Losses:
     reference: NDArray[np.float32] | None
     forward_s: float
     load_s: float
+    learner_gradient_norms: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from preceptor.runs import ConfigValue, RunSpec
 from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.run_store import RunStore
 from preceptor_service.scores import ScoreRule
-from preceptor_service.scoring.pool import ModelRef, ScoringModels
+from preceptor_service.scoring.pool import Measure, ModelRef, ScoringModels
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def scoring_models(
         task=spec.task,
         learner=_ref(spec, "learner", learner) if rule.needs_learner else None,
         reference=_ref(spec, "reference", reference) if rule.needs_reference else None,
+        learner_measures=_learner_measures(rule),
     )
 
 
@@ -76,6 +77,11 @@ def load_committed(
             engine.load(models)
         except PreceptorError:
             logger.exception("run %s: committed weights cannot be loaded", models.run_id)
+
+
+def _learner_measures(rule: ScoreRule) -> tuple[Measure, ...]:
+    named: dict[str, Measure] = {"learner_losses": "loss", "learner_gradient_norms": "gradient_norm"}
+    return tuple(measure for name, measure in named.items() if name in rule.needs)
 
 
 def _ref(spec: RunSpec, role: Role, version: WeightsVersion | None) -> ModelRef | None:

@@ -4,6 +4,6 @@ The gateway reads the columns, the scorers compute the losses. Importing this ne
 """
 
 from preceptor_service.tasks.registry import TASKS, count_flops, run_columns, task_named
-from preceptor_service.tasks.task import Columns, Task
+from preceptor_service.tasks.task import Columns, GradientTask, Task
 
-__all__ = ["TASKS", "Columns", "Task", "count_flops", "run_columns", "task_named"]
+__all__ = ["TASKS", "Columns", "GradientTask", "Task", "count_flops", "run_columns", "task_named"]

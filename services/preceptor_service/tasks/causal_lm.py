@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 from preceptor_service.columns import ATTENTION_MASK, INPUT_IDS
+from preceptor_service.tasks.gradients import cross_entropy_gradient_norm
 from preceptor_service.tasks.task import Columns, input_columns_named
 
 if TYPE_CHECKING:
     import torch
+
+    PerToken: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 PIECE_LOGITS = 1 << 27
 """Logits that one forward pass may give: 512 MiB of float32, and as much again while they become losses."""
@@ -37,16 +41,32 @@ class CausalLm:
 
         Runs the module on so many rows at a time that their logits number at most `PIECE_LOGITS`, at least on one.
         """
+        from torch.nn.functional import cross_entropy
+
+        return self._mean_over_targets(module, features, partial(cross_entropy, reduction="none"))
+
+    def gradient_norm(self, module: torch.nn.Module, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the mean over each sequence's targets of ‖softmax(logits) − one_hot(token)‖₂, as `loss`.
+
+        By the triangle inequality the gradient of the mean loss has at most the mean of the gradients' norms.
+        """
+        return self._mean_over_targets(module, features, cross_entropy_gradient_norm)
+
+    def _mean_over_targets(
+        self, module: torch.nn.Module, features: Mapping[str, torch.Tensor], per_token: PerToken
+    ) -> torch.Tensor:
         import torch
 
         input_ids, mask = features[INPUT_IDS], features[ATTENTION_MASK]
         vocab_size = next((column.below for column in self.columns(module) if column.name == INPUT_IDS), None)
         rows = max(1, PIECE_LOGITS // (input_ids.shape[1] * (vocab_size or 1)))
         pieces = zip(torch.split(input_ids, rows), torch.split(mask, rows), strict=True)
-        return torch.cat([_sequence_losses(module, *piece) for piece in pieces])
+        return torch.cat([_sequence_means(module, *piece, per_token) for piece in pieces])
 
 
-def _sequence_losses(module: torch.nn.Module, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _sequence_means(
+    module: torch.nn.Module, input_ids: torch.Tensor, mask: torch.Tensor, per_token: PerToken
+) -> torch.Tensor:
     import torch
 
     logits = module(input_ids=input_ids, attention_mask=mask)
@@ -54,13 +74,7 @@ def _sequence_losses(module: torch.nn.Module, input_ids: torch.Tensor, mask: tor
         raise ValueError(f"logits have shape {tuple(logits.shape)} for tokens {tuple(input_ids.shape)}; give [N, L, V]")
     is_token = mask.bool()
     is_target = is_token[:, 1:] & is_token[:, :-1]
-    token_losses = torch.stack(list(_token_losses(logits, input_ids)))
-    return torch.where(is_target, token_losses, 0).sum(1) / is_target.sum(1)
-
-
-def _token_losses(logits: torch.Tensor, input_ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yields float32 `[L − 1]` of each sequence. One at a time: the softmax copies the logits that it is given."""
-    from torch.nn.functional import cross_entropy
-
-    for sequence, tokens in zip(logits, input_ids, strict=True):
-        yield cross_entropy(sequence[:-1].float(), tokens[1:], reduction="none")
+    # One sequence at a time: the softmax copies the logits that it is given.
+    sequences = zip(logits, input_ids, strict=True)
+    of_tokens = torch.stack([per_token(sequence[:-1].float(), tokens[1:]) for sequence, tokens in sequences])
+    return torch.where(is_target, of_tokens, 0).sum(1) / is_target.sum(1)

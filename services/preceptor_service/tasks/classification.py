@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from preceptor.errors import InvalidRunError
 from preceptor_service.columns import ColumnSpec
+from preceptor_service.tasks.gradients import cross_entropy_gradient_norm
 from preceptor_service.tasks.task import Columns, input_columns
 
 if TYPE_CHECKING:
@@ -36,5 +37,13 @@ class Classification:
         """Returns −log softmax(module(inputs))[label], float32 `[N]`."""
         from torch.nn.functional import cross_entropy
 
-        logits = module(**{column.name: features[column.name] for column in input_columns(module)})
-        return cross_entropy(logits.float(), features[self.label], reduction="none")
+        return cross_entropy(_logits(module, features), features[self.label], reduction="none")
+
+    def gradient_norm(self, module: torch.nn.Module, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns ‖softmax(module(inputs)) − one_hot(label)‖₂, float32 `[N]`, from 0 to √2."""
+        return cross_entropy_gradient_norm(_logits(module, features), features[self.label])
+
+
+def _logits(module: torch.nn.Module, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    logits: torch.Tensor = module(**{column.name: features[column.name] for column in input_columns(module)})
+    return logits.float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from preceptor.errors import InvalidRunError
 from preceptor_service.columns import ColumnSpec
@@ -34,6 +34,18 @@ class Task(Protocol):
 
         Raises:
             TypeError, ValueError: the module gave something else than its task asks for.
+        """
+        ...
+
+
+@runtime_checkable
+class GradientTask(Task, Protocol):
+    """A task whose model has a last layer that the loss is a softmax of."""
+
+    def gradient_norm(self, module: torch.nn.Module, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the norm of each loss' gradient with respect to that layer's outputs, float32 `[N]`.
+
+        NaN where the example has no loss. Arguments and errors as `loss`.
         """
         ...
 

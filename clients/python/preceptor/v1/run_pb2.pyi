@@ -118,8 +118,9 @@ class RunSpec(google.protobuf.message.Message):
     PushWeights). Default: none; push one with PushWeights.
     """
     score: builtins.str
-    """Score rule: "learnability", "hard_learner", "easy_reference", "uniform", or
-    one that the service's operator added. Required.
+    """Score rule: "learnability", "hard_learner", "easy_reference",
+    "gradient_norm" (not for task "image_text"), "uniform", or one that the
+    service's operator added. Required.
     """
     selector: builtins.str
     """Selector, from scores to indices: "softmax", "top_k", "proportional",

@@ -620,6 +620,7 @@ class ScoreResponse(google.protobuf.message.Message):
     LEARNER_VERSION_FIELD_NUMBER: builtins.int
     LEARNER_STEP_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
+    LEARNER_GRADIENT_NORMS_FIELD_NUMBER: builtins.int
     learner_losses: builtins.bytes
     """Little-endian float32[B]; empty where the score rule needs none."""
     reference_losses: builtins.bytes
@@ -630,6 +631,10 @@ class ScoreResponse(google.protobuf.message.Message):
     """The one learner version behind every loss; absent where none was used."""
     learner_step: builtins.int
     """The step at which that version was pushed."""
+    learner_gradient_norms: builtins.bytes
+    """Little-endian float32[B]: norms of each loss' gradient with respect to the
+    learner's logits; empty where the score rule needs none.
+    """
     @property
     def timings(self) -> global___StageTimings:
         """Where the time went."""
@@ -643,9 +648,10 @@ class ScoreResponse(google.protobuf.message.Message):
         learner_version: builtins.int | None = ...,
         learner_step: builtins.int | None = ...,
         timings: global___StageTimings | None = ...,
+        learner_gradient_norms: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "learner_step", b"learner_step", "learner_version", b"learner_version", "timings", b"timings"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "learner_losses", b"learner_losses", "learner_step", b"learner_step", "learner_version", b"learner_version", "reference_losses", b"reference_losses", "scores", b"scores", "timings", b"timings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "learner_gradient_norms", b"learner_gradient_norms", "learner_losses", b"learner_losses", "learner_step", b"learner_step", "learner_version", b"learner_version", "reference_losses", b"reference_losses", "scores", b"scores", "timings", b"timings"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learner_step", b"_learner_step"]) -> typing.Literal["learner_step"] | None: ...
     @typing.overload
