@@ -98,7 +98,7 @@ class Selected:
     """The sub-batch: int64 `[b]` positions in the order drawn, and the float32 `[B]` scores behind it.
 
     `weights` are importance weights, float32 `[b]`; empty where the run's selector has none.
-    `scores` is empty where nothing was scored, and the draw was uniform: as a fallback, for the reason that is given,
+    `scores` is empty where nothing was scored and the draw was uniform: as a `fallback`, for the reason that it gives,
     or by the run's schedule.
     """
 

@@ -26,7 +26,7 @@ class RayCluster:
     machine, whose ports want a token that dies with it.
 
     Raises:
-        ConfigError: this Ray is too old to be safe.
+        ConfigError: this Ray is too old to be safe, or none answers where it was said to be.
     """
 
     def __init__(self) -> None:
@@ -41,12 +41,15 @@ class RayCluster:
         _warn_without_token()
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:
-            connection = ray.init(
-                address=address,
-                include_dashboard=False if address == "local" else None,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+            try:
+                connection = ray.init(
+                    address=address,
+                    include_dashboard=False if address == "local" else None,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                )
+            except ConnectionError as error:
+                raise ConfigError(f"no Ray answers at RAY_ADDRESS {address!r}; start one there, or unset it") from error
             _warn_of_dashboard(connection.dashboard_url)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
