@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _MIN_RAY = (2, 60)
 _END_TIMEOUT_S = 5.0
+_CONNECT_TIMEOUT_S = 5.0
 
 
 class RayCluster:
@@ -33,6 +35,8 @@ class RayCluster:
         address = os.environ.get("RAY_ADDRESS", "local")
         if address == "local":
             _want_token()
+        else:
+            _require_answer(address)
         import ray
         from ray import serve
 
@@ -49,7 +53,7 @@ class RayCluster:
                     logging_level=logging.WARNING,
                 )
             except ConnectionError as error:
-                raise ConfigError(f"no Ray answers at RAY_ADDRESS {address!r}; start one there, or unset it") from error
+                raise ConfigError(f"the Ray at RAY_ADDRESS {address!r} cannot be joined: {error}") from error
             _warn_of_dashboard(connection.dashboard_url)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
@@ -71,6 +75,19 @@ class RayCluster:
         for process in stubborn:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def _require_answer(address: str) -> None:
+    """Raises `ConfigError` where nobody listens at "host:port": Ray itself would try for minutes, and say little."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not port.isdigit():  # "auto", or a URL: Ray's to read
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS is {address!r}, and no Ray answers there ({error}); start one there, or unset RAY_ADDRESS"
+        ) from error
 
 
 def _processes_of_ray(package: Path) -> list[psutil.Process]:

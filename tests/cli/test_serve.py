@@ -138,3 +138,13 @@ def test_a_taken_port_is_one_line(preceptor: Run, tmp_path: Path) -> None:
     assert ran.err == (
         f"preceptor: cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port\n"
     )
+
+
+def test_a_ray_that_is_not_there_is_one_line(preceptor: Run, tmp_path: Path) -> None:
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, so that nobody else listens there, and not listened at
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        ran = preceptor("serve", "--store", str(tmp_path / "store"), "--port", "0", RAY_ADDRESS=address)
+    assert ran.code == 1
+    assert ran.err.splitlines()[-1].startswith(f"preceptor: RAY_ADDRESS is '{address}', and no Ray answers there")
+    assert "Traceback" not in ran.err
