@@ -28,6 +28,7 @@ from preceptor_service.cli_connection import (
 )
 from preceptor_service.config import ConfigError, ServiceConfig, load_config
 from preceptor_service.config_reference import default_yaml
+from preceptor_service.cost_command import cost
 from preceptor_service.health_command import health
 from preceptor_service.store_command import store_commands
 from preceptor_service.token_command import token
@@ -49,6 +50,7 @@ complaints = Console(stderr=True)
 app.command()(token)
 app.add_typer(store_commands, name="store")
 app.command()(health)
+app.command()(cost)
 
 
 @app.command()

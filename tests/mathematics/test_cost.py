@@ -43,6 +43,16 @@ def test_it_counts_forward_and_backward_passes_of_every_example() -> None:
     assert found == pytest.approx((selected + reference) / uniform)
 
 
+def test_cached_reference_losses_cost_no_scoring_but_the_references_training() -> None:
+    scored = relative_compute(0.4, 0.1, 0.2, ratio=5)
+    cached = relative_compute(0.4, 0.1, 0.2, ratio=5, charge_reference_scoring=0.0)
+
+    assert scored - cached == pytest.approx(0.6 * 5 / 3 * 0.2)
+    assert cached == pytest.approx(0.6 * (1 + 0.1 + 5 / 3 * 0.1) + 0.2)
+    least = break_even_savings(0.1, 0.2, 5, charge_reference_scoring=0.0)
+    assert relative_compute(least, 0.1, 0.2, 5, charge_reference_scoring=0.0) == pytest.approx(1)
+
+
 def test_a_run_that_needed_more_updates_costs_more() -> None:
     assert relative_compute(-0.5, 0.0, 0.0, ratio=2) == pytest.approx(1.5)
 
