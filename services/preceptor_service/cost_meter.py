@@ -24,7 +24,7 @@ class Cost:
     Attributes:
         learner_flops: of one forward pass of one example, as the trainer declared them; else the learner copy's.
         learner_copy_flops: the same of the learner copy; 0 where the score rule needs none.
-        reference_flops: the same of the reference; 0 where the score rule needs none.
+        reference_flops: the same of the reference, or of both; 0 where the score rule needs none.
         ratio: B / b over all answers.
         break_even_savings: share of learner updates that must be saved for selection to pay; 1 or above: it cannot.
         expected_savings: share that the trainer expects to save; else the paper's.
@@ -61,12 +61,16 @@ def cost_of(spec: RunSpec, rule: ScoreRule, flops: ForwardFlops, candidates: int
     learner = spec.learner_flops or flops.learner_copy
     copy = flops.learner_copy if rule.needs_learner else 0.0
     reference = flops.reference if rule.needs_reference else 0.0
+    if spec.cross_reference and reference is not None:
+        reference *= 2
     if not selected or not learner or copy is None or reference is None or not copy + reference:
         return None
     shares = {
         "f_online": copy / learner,
         "f_reference": reference / learner,
         "ratio": candidates / selected,
+        # Of two references each is trained on half of the data.
+        "charge_reference_training": 0.5 if spec.cross_reference else 1.0,
         # A copy of the learner itself is not trained a second time.
         "charge_online_training": 0.0 if spec.learner_flops is None else 1.0,
     }

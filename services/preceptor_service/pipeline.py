@@ -195,6 +195,7 @@ class Pipeline:
                 f"no fresher weights came within {run.deadline_s:g} s: the learner copy is {pinned.staleness_steps} "
                 f"steps old, max_staleness_steps is {run.spec.max_staleness_steps}; push more often or raise the bound"
             )
+        folds = await asyncio.to_thread(super_batch.folds) if run.spec.cross_reference else None
         try:
             async with asyncio.timeout_at(deadline):
                 losses = await self._losses(pinned.models, super_batch, run.micro_batch_rows, stages)
@@ -205,6 +206,8 @@ class Pipeline:
             ) from error
         learner = _joined([part.learner for part in losses])
         reference = _joined([part.reference for part in losses])
+        if folds is not None:
+            reference = _unseen(folds, reference, _joined([part.reference_fold_1 for part in losses]))
         gradients = _joined([part.learner_gradient_norms for part in losses])
         scores = run.rule(
             super_batch.rows,
@@ -301,6 +304,13 @@ def _drawn_uniformly(
     indices = selectors.uniform(alike, draw.sub_batch_size, noise, run.selector_settings)
     weights = _NOTHING if run.selector.log_probabilities is None else np.ones(draw.sub_batch_size, np.float32)
     return Selected(indices, _NOTHING, weights, pinned, fallback, 0, stages)
+
+
+def _unseen(
+    folds: NDArray[np.int64], fold_0: NDArray[np.float32] | None, fold_1: NDArray[np.float32] | None
+) -> NDArray[np.float32] | None:
+    """Returns each candidate's loss under the reference that was trained on the other fold."""
+    return None if fold_0 is None or fold_1 is None else np.where(folds == 0, fold_1, fold_0)
 
 
 def _joined(parts: list[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:

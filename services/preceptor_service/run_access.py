@@ -6,7 +6,7 @@ from preceptor.errors import InternalError, OverloadedError, PermissionDeniedErr
 from preceptor_service.access.caller import Caller, Role
 from preceptor_service.run_store import RunStore
 from preceptor_service.spec_checks import RUN_ID
-from preceptor_service.weight_store import WeightStore, weights_not_found
+from preceptor_service.weight_store import ROLES, WeightStore, weights_not_found
 
 
 class RunAccess:
@@ -82,9 +82,7 @@ class RunAccess:
         )
 
     def _digests(self, run_id: str) -> set[str]:
-        reference = self._weight_store.head(run_id, "reference")
-        learners = self._weight_store.versions(run_id, "learner")
-        return {version.digest for version in (reference, *learners) if version is not None}
+        return {version.digest for role in ROLES for version in self._weight_store.versions(run_id, role)}
 
     def _owner(self, run_id: str) -> tuple[bool, str | None]:
         """Returns whether there is such a run, and its creator where one is known."""

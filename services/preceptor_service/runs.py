@@ -79,6 +79,7 @@ class ActiveRun:
     flops: ForwardFlops = _UNKNOWN_FLOPS
     learner: WeightsVersion | None = None
     reference: WeightsVersion | None = None
+    reference_fold_1: WeightsVersion | None = None
     counters: RunCounters = field(default_factory=RunCounters)
     refreshed_at: float = -math.inf
     is_cut_off: bool = False
@@ -111,9 +112,14 @@ class ActiveRun:
         """Whether selection pays, by what this gateway answered; None where that cannot be said."""
         return cost_of(self.spec, self.rule, self.flops, self.counters.candidates, self.counters.selected)
 
+    @property
+    def lacks_reference(self) -> bool:
+        """Whether a reference, or one of the two, is still to be pushed."""
+        return self.reference is None or (self.spec.cross_reference and self.reference_fold_1 is None)
+
     def models(self, learner: WeightsVersion | None) -> ScoringModels:
-        """Returns what scorers need to score under `learner` and the run's reference."""
-        return scoring_models(self.spec, self.rule, learner, self.reference)
+        """Returns what scorers need to score under `learner` and the run's reference, or its two."""
+        return scoring_models(self.spec, self.rule, learner, self.reference, self.reference_fold_1)
 
     def advance(self, version: WeightsVersion | None) -> None:
         """Uses `version` for new super-batches, unless a later one is in use."""
@@ -239,8 +245,8 @@ class RunRegistry:
             raise WeightsMissingError(
                 f"run {run.run_id!r} has no learner weights; call push_weights(state_dict, step) first"
             )
-        if run.rule.needs_reference and run.reference is None:
-            raise WeightsMissingError(f"run {run.run_id!r} has no reference; call push_reference(state_dict) first")
+        if run.rule.needs_reference and run.lacks_reference:
+            raise WeightsMissingError(_no_reference(run))
         if not run.rule.needs_learner:
             return Pinned(run.models(None), None, None, False)
         if observed_version > _version(run.learner):
@@ -279,9 +285,12 @@ class RunRegistry:
         run.advance(version)
         return report
 
-    async def serve_reference(self, run: ActiveRun, version: WeightsVersion) -> LoadReport:
-        """Uses `version` as the run's reference, and has every scorer load it."""
-        run.reference = version
+    async def serve_reference(self, run: ActiveRun, role: Role, version: WeightsVersion) -> LoadReport:
+        """Uses `version` as the run's reference, of one fold where it has two, and has every scorer load it."""
+        if role == "reference_fold_1":
+            run.reference_fold_1 = version
+        else:
+            run.reference = version
         return await self._pool.load(run.models(None))
 
     def check_weights(self, run: ActiveRun, role: Role, path: Path) -> None:
@@ -301,7 +310,7 @@ class RunRegistry:
         return self._run_store.holds(run.record)
 
     def _lacks_weights(self, run: ActiveRun) -> bool:
-        return (run.rule.needs_learner and run.learner is None) or (run.rule.needs_reference and run.reference is None)
+        return (run.rule.needs_learner and run.learner is None) or (run.rule.needs_reference and run.lacks_reference)
 
     async def _refresh(self, run: ActiveRun, at_once: bool = False) -> None:
         now = time.monotonic()
@@ -309,9 +318,9 @@ class RunRegistry:
             return
         must_know = at_once or run.refreshed_at == -math.inf
         before, run.refreshed_at = run.refreshed_at, now
-        reading = asyncio.to_thread(self._read_heads, run.run_id)
+        reading = asyncio.to_thread(self._read_heads, run)
         try:
-            record, head, reference = await asyncio.wait_for(reading, None if must_know else _REFRESH_TIMEOUT_S)
+            record, (head, fold_0, fold_1) = await asyncio.wait_for(reading, None if must_know else _REFRESH_TIMEOUT_S)
         except (UnavailableError, TimeoutError) as error:
             if must_know:
                 run.refreshed_at = before
@@ -325,7 +334,8 @@ class RunRegistry:
             run.refreshed_at = -math.inf
             self._forget(run)
             raise RunNotFoundError(f"run {run.run_id!r} was deleted; create it again")
-        run.reference = run.reference or reference
+        run.reference = run.reference or fold_0
+        run.reference_fold_1 = run.reference_fold_1 or fold_1
         if head is None or head.version <= _version(run.learner):
             return
         if run.learner is None:
@@ -342,12 +352,17 @@ class RunRegistry:
                 f"the trainer has seen {observed_version}; try again"
             )
 
-    def _read_heads(self, run_id: str) -> tuple[RunRecord | None, WeightsVersion | None, WeightsVersion | None]:
+    def _read_heads(self, run: ActiveRun) -> tuple[RunRecord | None, tuple[WeightsVersion | None, ...]]:
+        """Returns the record, and the latest version of learner, reference, and reference of fold 1."""
         try:
-            record = self._run_store.read(run_id)
+            record = self._run_store.read(run.run_id)
         except RunNotFoundError:
-            return None, None, None
-        return record, self._weight_store.head(run_id, "learner"), self._weight_store.head(run_id, "reference")
+            return None, (None, None, None)
+        learner = self._weight_store.head(run.run_id, "learner")
+        reference = self._weight_store.head(run.run_id, "reference")
+        # Few runs have two references, and a look costs a request where the store is a bucket.
+        fold_1 = self._weight_store.head(run.run_id, "reference_fold_1") if run.spec.cross_reference else None
+        return record, (learner, reference, fold_1)
 
     async def _activate(self, record: RunRecord, columns: Columns, flops: ForwardFlops) -> ActiveRun:
         deadline_s = record.spec.deadline_s or self._config.gateway.deadline_s
@@ -407,6 +422,13 @@ class RunRegistry:
                 )
             reference = count_flops(spec.task, outline, columns)
         return columns, ForwardFlops(learner_copy, reference)
+
+
+def _no_reference(run: ActiveRun) -> str:
+    if not run.spec.cross_reference:
+        return f"run {run.run_id!r} has no reference; call push_reference(state_dict) first"
+    fold = 0 if run.reference is None else 1
+    return f"run {run.run_id!r} has no reference of fold {fold}; call push_reference(state_dict, fold={fold}) first"
 
 
 def _version(version: WeightsVersion | None) -> int:

@@ -56,6 +56,15 @@ def check_method(spec: RunSpec, methods: MethodRegistry) -> None:
         InvalidRunError: naming the setting, its value and what to choose from.
     """
     methods.selector(spec.selector)
+    if spec.cross_reference and not methods.rule(spec.score).needs_reference:
+        raise InvalidRunError(
+            f"cross_reference is set, and score {spec.score!r} reads no reference; choose another, or leave it off"
+        )
+    if spec.cross_reference and spec.reference_digest is not None:
+        raise InvalidRunError(
+            f"cross_reference is set together with reference_digest {spec.reference_digest[:80]!r}, which is one "
+            "reference; push both, each with its fold"
+        )
     needs_gradient = "learner_gradient_norms" in methods.rule(spec.score).needs
     if needs_gradient and not isinstance(TASKS[spec.task], GradientTask):
         able = sorted(name for name, task in TASKS.items() if isinstance(task, GradientTask))

@@ -10,12 +10,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from preceptor.errors import InvalidSuperBatchError
+from preceptor.folds import folds_of
 from preceptor_service.columns import ColumnSpec
 from preceptor_service.scoring.pool import MicroBatch
 
@@ -32,10 +34,27 @@ class SuperBatch:
     Attributes:
         columns: name → read-only array `[B, ...]`, views of the body where Arrow allows it.
         rows: B.
+        example_id: Arrow array `[B]` of int64 or string; None where the trainer sent none.
     """
 
     columns: Mapping[str, NDArray[np.generic]]
     rows: int
+    example_id: Any = None
+
+    def folds(self) -> NDArray[np.int64]:
+        """Returns the half of the data that each candidate belongs to: int64 `[B]`, 0 or 1; see `preceptor.folds`.
+
+        Raises:
+            InvalidSuperBatchError: there are no example ids.
+        """
+        if self.example_id is None:
+            raise InvalidSuperBatchError(
+                "the super-batch has no example_id, and this run has two references, of which each candidate is scored "
+                "by the one that did not see it; give example_id, one per candidate"
+            )
+        if self.example_id.null_count:
+            raise InvalidSuperBatchError(f"column {EXAMPLE_ID!r} has {self.example_id.null_count} nulls; fill them")
+        return folds_of(self.example_id.to_pylist())
 
     def micro_batches(self, size: int) -> Iterator[MicroBatch]:
         """Yields the candidates in order, `size` rows at a time.
@@ -78,7 +97,8 @@ def decode(body: Body, columns: tuple[ColumnSpec, ...], row_count: int) -> Super
         raise InvalidSuperBatchError(
             f"the super-batch has {batch.num_rows} rows, its header announced {row_count}; announce what you send"
         )
-    return SuperBatch({column.name: _values(batch, column) for column in columns}, row_count)
+    example_id = batch.column(EXAMPLE_ID) if EXAMPLE_ID in schema.names[len(columns) :] else None
+    return SuperBatch({column.name: _values(batch, column) for column in columns}, row_count, example_id)
 
 
 def _read_messages(body: Body) -> tuple[pa.Schema, pa.Message]:

@@ -35,12 +35,12 @@ from preceptor_service.weight_staging import Staged, disk_errors
 
 __all__ = ["ROLES", "RUN_ID", "Role", "Staged", "StoreHealth", "WeightStore", "WeightsVersion"]
 
-Role = Literal["learner", "reference"]
+Role = Literal["learner", "reference", "reference_fold_1"]
 
 UPLOAD_GRACE_S = 3600.0
 """A staging file that nothing was written to for so long is taken for abandoned."""
 
-ROLES: tuple[Role, ...] = ("learner", "reference")
+ROLES: tuple[Role, ...] = ("learner", "reference", "reference_fold_1")
 """Every role that weights have in a run."""
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -312,7 +312,7 @@ class WeightStore:
         newest = numbers[-1] if numbers else 0
         if (committed := _repeated(kept, newest, role, digest, step, rewind)) is not None:
             return committed
-        if role == "reference" and newest:
+        if role != "learner" and newest:
             raise ReferenceFrozenError(
                 f"run {run_id!r} has the reference {kept[-1].digest if kept else '(damaged)'}, not {digest}; "
                 "a reference never changes under a run, create another run"
@@ -340,7 +340,7 @@ class WeightStore:
         kept = self._intact(place, self._kept_numbers(place))
         if (committed := _repeated(kept, newest + 1, role, digest, step, rewind)) is not None:
             return committed
-        if role == "reference":
+        if role != "learner":
             raise ReferenceFrozenError(
                 f"run {run_id!r} was given another reference meanwhile; a reference never changes under a run"
             )
@@ -446,7 +446,7 @@ def _repeated(
     kept: list[WeightsVersion], newest: int, role: Role, digest: str, step: int, rewind: bool
 ) -> WeightsVersion | None:
     for version in kept:
-        same = version.digest == digest and (role == "reference" or version.step == step)
+        same = version.digest == digest and (role != "learner" or version.step == step)
         if same and (version.version == newest or not rewind):
             return version
     return None

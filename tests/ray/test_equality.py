@@ -7,7 +7,7 @@ import pytest
 from preceptor import SelectionClient
 from preceptor_service.app import RunningService
 from preceptor_service.method_registry import SCORE_RULES, SELECTORS
-from tests.ray.candidates import COUNT, expected, ready_run, spec, super_batch
+from tests.ray.candidates import COUNT, ROWS, expected, ready_run, spec, super_batch
 from tests.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.ray
@@ -25,6 +25,16 @@ def test_every_score_with_every_selector_equals_the_naive_loop(
             selection = run.select(super_batch(step), COUNT, step=step, rank=rank)
             assert selection.indices.tolist() == expected(settings, step, rank=rank)
             assert not selection.is_fallback
+
+
+def test_every_step_of_a_schedule_equals_the_naive_loop(service: RunningService) -> None:
+    settings = spec("scheduled", select_from_step=1, warm_up_steps=2, select_until_step=5, uniform_share=0.25)
+    with SelectionClient(f"127.0.0.1:{service.ports.grpc}", timeout_s=120) as client:
+        run = ready_run(client, settings)
+        for step in range(6):
+            selection = run.select(super_batch(step), COUNT, step=step)
+            assert selection.indices.tolist() == expected(settings, step)
+            assert len(selection.scores) == (ROWS if 1 < step < 5 else 0)
 
 
 def test_super_batches_in_flight_together_are_answered_as_if_alone(service: RunningService) -> None:

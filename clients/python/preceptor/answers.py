@@ -142,7 +142,7 @@ class RunStatus:
         micro_batch_rows: rows of one forward pass.
         learner_version: latest committed version, or None.
         learner_step: the step at which it was pushed, or None.
-        reference_digest: digest of the reference, or None.
+        reference_digest: digest of the reference, of fold 0 where there are two, or None.
         last_step: highest step answered, or None.
         super_batches: super-batches answered.
         candidates: examples offered in them.
@@ -151,6 +151,7 @@ class RunStatus:
         failures: super-batches that ended in an error.
         cost: whether selection pays; None before the first answer, for a score rule that costs nothing, and where
             the operations cannot be counted.
+        reference_fold_1_digest: digest of the reference of fold 1, or None.
     """
 
     spec: RunSpec
@@ -166,6 +167,7 @@ class RunStatus:
     fallbacks: int
     failures: int
     cost: RunCost | None
+    reference_fold_1_digest: str | None = None
 
 
 def timings_from_proto(message: selection_pb2.StageTimings) -> Timings:

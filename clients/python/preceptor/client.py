@@ -176,11 +176,20 @@ class Run:
         """
         return status_from_proto(_get_run(self._connection, self.run_id, self._timeout_s))
 
-    def push_reference(self, state_dict: Mapping[str, Any], timeout_s: float | None = None) -> PushedWeights:
+    def push_reference(
+        self, state_dict: Mapping[str, Any], timeout_s: float | None = None, *, fold: int | None = None
+    ) -> PushedWeights:
         """Sends the reference model's weights; blocks until they are durable. Arguments and errors as `push_weights`.
 
+        Args:
+            state_dict: as `push_weights`.
+            timeout_s: default: the client's.
+            fold: the half of the data that it was trained on, 0 or 1 as `preceptor.folds.folds_of` says; for runs with
+                `cross_reference`, and only for them.
+
         Raises:
-            ReferenceFrozenError: the run has another reference.
+            ReferenceFrozenError: the run has another reference, of that fold.
+            InvalidWeightsError: `fold` is missing, not wanted, or neither 0 nor 1.
         """
         return weights.push(
             self._connection,
@@ -190,6 +199,7 @@ class Run:
             step=0,
             rewind=False,
             timeout_s=self._timeout(timeout_s),
+            fold=None if fold is None else _whole("fold", fold),
         )
 
     def push_weights(

@@ -62,6 +62,9 @@ def status_from_proto(message: run_pb2.Run) -> RunStatus:
         learner_version=message.learner_version if message.HasField("learner_version") else None,
         learner_step=message.learner_step if message.HasField("learner_step") else None,
         reference_digest=message.reference_digest if message.HasField("reference_digest") else None,
+        reference_fold_1_digest=(
+            message.reference_fold_1_digest if message.HasField("reference_fold_1_digest") else None
+        ),
         last_step=message.last_step if message.HasField("last_step") else None,
         super_batches=message.super_batches,
         candidates=message.candidates,

@@ -64,6 +64,8 @@ class RunSpec:
         uniform_share: of every sub-batch, drawn uniformly from what the selector left; from 0 to 1.
         priority_exponent: α of selector proportional, which draws in proportion to score^α; 0 or above.
         importance_exponent: β of its importance weights (`Selection.weights`); from 0, no correction, to 1.
+        cross_reference: two references, each trained on one half of the data, the fold that `preceptor.folds.folds_of`
+            says; every candidate is scored by the one that did not see it, so super-batches need `example_id`.
 
     Source: Evans et al., arXiv 2312.05328, Algorithm 1. The temperature is ours; 1 is the paper's.
     """
@@ -91,6 +93,7 @@ class RunSpec:
     uniform_share: float = 0.0
     priority_exponent: float = 1.0
     importance_exponent: float = 1.0
+    cross_reference: bool = False
 
     def __post_init__(self) -> None:
         if self.reference_model is None and self.reference_model_config:
@@ -127,6 +130,7 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
         uniform_share=spec.uniform_share,
         priority_exponent=spec.priority_exponent,
         importance_exponent=spec.importance_exponent,
+        cross_reference=spec.cross_reference,
     )
     if spec.reference_model is not None:
         message.reference_model.CopyFrom(_model_to_proto(spec.reference_model, spec.reference_model_config))
@@ -166,6 +170,7 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         uniform_share=message.uniform_share,
         priority_exponent=message.priority_exponent if message.HasField("priority_exponent") else 1.0,
         importance_exponent=message.importance_exponent if message.HasField("importance_exponent") else 1.0,
+        cross_reference=message.cross_reference,
     )
 
 

@@ -126,6 +126,7 @@ def push(
     step: int,
     rewind: bool,
     timeout_s: float,
+    fold: int | None = None,
 ) -> PushedWeights:
     """Sends weights and returns once they are durable.
 
@@ -137,7 +138,9 @@ def push(
         PreceptorError: what the service said, or `UnavailableError` when it could not be reached in time.
     """
     file = SafetensorsFile(state_dict)
-    header = weights_pb2.PushHeader(run_id=run_id, role=role, step=step, total_bytes=file.total_bytes, rewind=rewind)
+    header = weights_pb2.PushHeader(
+        run_id=run_id, role=role, step=step, total_bytes=file.total_bytes, rewind=rewind, fold=fold
+    )
     deadline = time.monotonic() + timeout_s
     failures = 0
     last: RpcFailure | None = None

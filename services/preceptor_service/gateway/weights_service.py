@@ -46,13 +46,14 @@ class WeightsService:
         role = _role(header)
         run = await self._runs.get(header.run_id)
         try:
+            role = _role_of_fold(role, header, run)
             version = await self._committed(run, role, header, requests)
         except PreceptorError as error:
             self._recorder.push_failed(run, error)
             raise
         self._recorder.pushed(run, role, time.perf_counter() - started)
         report = await (
-            self._runs.serve(run, version) if role == "learner" else self._runs.serve_reference(run, version)
+            self._runs.serve(run, version) if role == "learner" else self._runs.serve_reference(run, role, version)
         )
         await asyncio.to_thread(self._weight_store.collect)
         return weights_pb2.PushWeightsResponse(
@@ -88,9 +89,11 @@ class WeightsService:
         run: ActiveRun = await self._runs.get(request.run_id)
         learners = await asyncio.to_thread(self._weight_store.versions, run.run_id, "learner")
         reference = await asyncio.to_thread(self._weight_store.head, run.run_id, "reference")
+        fold_1 = await asyncio.to_thread(self._weight_store.head, run.run_id, "reference_fold_1")
         return weights_pb2.GetWeightsResponse(
             learner_versions=[translate.weights_version(version) for version in learners],
             reference=translate.weights_version(reference) if reference else None,
+            reference_fold_1=translate.weights_version(fold_1) if fold_1 else None,
         )
 
     async def _receive(self, requests: AsyncIterator[weights_pb2.PushWeightsRequest], upload: Upload) -> None:
@@ -123,3 +126,21 @@ def _role(header: weights_pb2.PushHeader) -> Role:
     if header.total_bytes < 1:
         raise InvalidWeightsError(f"the weights have {header.total_bytes} bytes; push at least one tensor")
     return role
+
+
+def _role_of_fold(role: Role, header: weights_pb2.PushHeader, run: ActiveRun) -> Role:
+    is_one_of_two = role == "reference" and run.spec.cross_reference
+    if not header.HasField("fold"):
+        if is_one_of_two:
+            raise InvalidWeightsError(
+                f"run {run.run_id!r} has two references; push each with fold=0 or fold=1, the half of the data that it "
+                "was trained on"
+            )
+        return role
+    if not is_one_of_two:
+        raise InvalidWeightsError(
+            f"fold is {header.fold}; only references of a run with cross_reference have one, push without it"
+        )
+    if header.fold not in (0, 1):
+        raise InvalidWeightsError(f"fold is {header.fold}; it is 0 or 1")
+    return "reference_fold_1" if header.fold else "reference"

@@ -107,6 +107,7 @@ class ScoringEngine:
             forward_s=forward_s,
             load_s=loaded - started,
             learner_gradient_norms=found.get((models.learner, "gradient_norm")),
+            reference_fold_1=found.get((models.reference_fold_1, "loss")),
         )
 
     def _forward(self, task: Task, module: nn.Module, measure: Measure, batch: MicroBatch) -> NDArray[np.float32]:
@@ -128,15 +129,18 @@ class ScoringEngine:
 
 def _wants(models: ScoringModels) -> list[Want]:
     wants = [Want(models.learner, models.run_id)] if models.learner else []
-    return [*wants, Want(models.reference, None)] if models.reference else wants
+    return [*wants, *(Want(reference, None) for reference in _references(models))]
+
+
+def _references(models: ScoringModels) -> list[ModelRef]:
+    return [reference for reference in (models.reference, models.reference_fold_1) if reference is not None]
 
 
 def _asked(models: ScoringModels) -> Iterator[tuple[ModelRef, Measure]]:
     """Yields each forward pass, whose result learner and reference share where they are the same model."""
     if models.learner is not None:
         yield from ((models.learner, measure) for measure in models.learner_measures)
-    if models.reference is not None:
-        yield models.reference, "loss"
+    yield from ((reference, "loss") for reference in _references(models))
 
 
 def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -39,6 +39,7 @@ class ScoringModels:
 
     `run_id` groups the learner versions of one run, so that a scorer keeps the two newest and drops
     older ones first. `learner_measures` says what is computed of the learner; of a reference it is always the loss.
+    Where there are two references, `reference` is that of fold 0, and both score every candidate.
     """
 
     run_id: str
@@ -46,6 +47,7 @@ class ScoringModels:
     learner: ModelRef | None
     reference: ModelRef | None
     learner_measures: tuple[Measure, ...] = ("loss",)
+    reference_fold_1: ModelRef | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Losses:
     forward_s: float
     load_s: float
     learner_gradient_norms: NDArray[np.float32] | None = None
+    reference_fold_1: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

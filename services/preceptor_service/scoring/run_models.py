@@ -13,7 +13,7 @@ from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.run_store import RunStore
 from preceptor_service.scores import ScoreRule
 from preceptor_service.scoring.pool import Measure, ModelRef, ScoringModels
-from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
+from preceptor_service.weight_store import ROLES, Role, WeightStore, WeightsVersion
 
 if TYPE_CHECKING:
     from preceptor_service.scoring.engine import ScoringEngine
@@ -23,13 +23,17 @@ logger = logging.getLogger(__name__)
 
 def architecture_of(spec: RunSpec, role: Role) -> tuple[str, Mapping[str, ConfigValue]]:
     """Returns name and settings of the architecture that weights of `role` must fit."""
-    if role == "reference" and spec.reference_model is not None:
+    if role != "learner" and spec.reference_model is not None:
         return spec.reference_model, spec.reference_model_config
     return spec.model, spec.model_config
 
 
 def scoring_models(
-    spec: RunSpec, rule: ScoreRule, learner: WeightsVersion | None, reference: WeightsVersion | None
+    spec: RunSpec,
+    rule: ScoreRule,
+    learner: WeightsVersion | None,
+    reference: WeightsVersion | None,
+    reference_fold_1: WeightsVersion | None = None,
 ) -> ScoringModels:
     """Returns what scorers need for `rule`, the run's, as far as it was pushed."""
     return ScoringModels(
@@ -38,6 +42,7 @@ def scoring_models(
         learner=_ref(spec, "learner", learner) if rule.needs_learner else None,
         reference=_ref(spec, "reference", reference) if rule.needs_reference else None,
         learner_measures=_learner_measures(rule),
+        reference_fold_1=_ref(spec, "reference_fold_1", reference_fold_1) if rule.needs_reference else None,
     )
 
 
@@ -52,12 +57,13 @@ def committed_models(run_store: RunStore, weight_store: WeightStore, methods: Me
         try:
             spec = run_store.read(run_id).spec
             rule = methods.rule(spec.score)
-            learner, reference = weight_store.head(run_id, "learner"), weight_store.head(run_id, "reference")
+            roles = ROLES if spec.cross_reference else ROLES[:2]
+            heads = [weight_store.head(run_id, role) for role in roles]
         except PreceptorError:
             continue
-        committed = max((version.commit_time_s for version in (learner, reference) if version), default=None)
+        committed = max((version.commit_time_s for version in heads if version), default=None)
         if committed is not None:
-            found.append((committed, scoring_models(spec, rule, learner, reference)))
+            found.append((committed, scoring_models(spec, rule, *heads)))
     return [models for _, models in sorted(found, key=lambda pair: -pair[0])]
 
 
@@ -70,7 +76,7 @@ def load_committed(
     """
     held = 0
     for models in committed_models(run_store, weight_store, methods):
-        held += sum(ref.total_bytes for ref in (models.learner, models.reference) if ref)
+        held += sum(ref.total_bytes for ref in (models.learner, models.reference, models.reference_fold_1) if ref)
         if held > limit_bytes:
             return
         try:

@@ -107,6 +107,7 @@ class RunSpec(google.protobuf.message.Message):
     UNIFORM_SHARE_FIELD_NUMBER: builtins.int
     PRIORITY_EXPONENT_FIELD_NUMBER: builtins.int
     IMPORTANCE_EXPONENT_FIELD_NUMBER: builtins.int
+    CROSS_REFERENCE_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """Name of the run. Matches [a-z0-9][a-z0-9-]{0,62}. Required."""
     task: builtins.str
@@ -171,6 +172,13 @@ class RunSpec(google.protobuf.message.Message):
     """Exponent β of the importance weights of selector "proportional". From 0, no
     correction, to 1, the full one. Default 1.
     """
+    cross_reference: builtins.bool
+    """The run has two references, each trained on one half of the data; every
+    candidate is scored by the one that did not see it. Super-batches then need
+    `example_id`, and the half, the fold, is the lowest bit of the one-byte
+    BLAKE2b hash of the id as UTF-8 text, whole numbers in decimal. Not with
+    `reference_digest`. Default false.
+    """
     @property
     def model(self) -> global___ModelSpec:
         """Architecture of the learner copy (the learner itself or a small proxy of
@@ -211,9 +219,10 @@ class RunSpec(google.protobuf.message.Message):
         uniform_share: builtins.float = ...,
         priority_exponent: builtins.float | None = ...,
         importance_exponent: builtins.float | None = ...,
+        cross_reference: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "cross_reference", b"cross_reference", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_deadline", b"_deadline"]) -> typing.Literal["deadline"] | None: ...
     @typing.overload
@@ -415,6 +424,7 @@ class Run(google.protobuf.message.Message):
     FALLBACKS_FIELD_NUMBER: builtins.int
     FAILURES_FIELD_NUMBER: builtins.int
     COST_FIELD_NUMBER: builtins.int
+    REFERENCE_FOLD_1_DIGEST_FIELD_NUMBER: builtins.int
     micro_batch_rows: builtins.int
     """Most rows of one forward pass on a scorer; fixed at creation, so that
     losses do not depend on which gateway answers.
@@ -424,7 +434,9 @@ class Run(google.protobuf.message.Message):
     learner_step: builtins.int
     """The trainer's step at which `learner_version` was pushed."""
     reference_digest: builtins.str
-    """Digest of the reference; absent before one is pushed."""
+    """Digest of the reference, with `cross_reference` of that of fold 0; absent
+    before one is pushed.
+    """
     last_step: builtins.int
     """Highest step answered; absent before the first answer."""
     super_batches: builtins.int
@@ -437,6 +449,8 @@ class Run(google.protobuf.message.Message):
     """Answers that fell back to uniform selection."""
     failures: builtins.int
     """Super-batches that ended in an error."""
+    reference_fold_1_digest: builtins.str
+    """Digest of the reference of fold 1; absent before one is pushed."""
     @property
     def spec(self) -> global___RunSpec:
         """The settings, as stored at creation."""
@@ -474,9 +488,10 @@ class Run(google.protobuf.message.Message):
         fallbacks: builtins.int = ...,
         failures: builtins.int = ...,
         cost: global___RunCost | None = ...,
+        reference_fold_1_digest: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_cost", b"_cost", "_last_step", b"_last_step", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_reference_digest", b"_reference_digest", "cost", b"cost", "create_time", b"create_time", "last_step", b"last_step", "learner_step", b"learner_step", "learner_version", b"learner_version", "reference_digest", b"reference_digest", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_cost", b"_cost", "_last_step", b"_last_step", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_reference_digest", b"_reference_digest", "candidates", b"candidates", "columns", b"columns", "cost", b"cost", "create_time", b"create_time", "failures", b"failures", "fallbacks", b"fallbacks", "last_step", b"last_step", "learner_step", b"learner_step", "learner_version", b"learner_version", "micro_batch_rows", b"micro_batch_rows", "reference_digest", b"reference_digest", "selected", b"selected", "spec", b"spec", "super_batches", b"super_batches"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_cost", b"_cost", "_last_step", b"_last_step", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "cost", b"cost", "create_time", b"create_time", "last_step", b"last_step", "learner_step", b"learner_step", "learner_version", b"learner_version", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_cost", b"_cost", "_last_step", b"_last_step", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "candidates", b"candidates", "columns", b"columns", "cost", b"cost", "create_time", b"create_time", "failures", b"failures", "fallbacks", b"fallbacks", "last_step", b"last_step", "learner_step", b"learner_step", "learner_version", b"learner_version", "micro_batch_rows", b"micro_batch_rows", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "selected", b"selected", "spec", b"spec", "super_batches", b"super_batches"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_cost", b"_cost"]) -> typing.Literal["cost"] | None: ...
     @typing.overload
@@ -487,6 +502,8 @@ class Run(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_learner_version", b"_learner_version"]) -> typing.Literal["learner_version"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reference_digest", b"_reference_digest"]) -> typing.Literal["reference_digest"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_reference_fold_1_digest", b"_reference_fold_1_digest"]) -> typing.Literal["reference_fold_1_digest"] | None: ...
 
 global___Run = Run
 

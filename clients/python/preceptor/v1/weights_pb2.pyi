@@ -32,7 +32,9 @@ class _WeightsRoleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     WEIGHTS_ROLE_LEARNER: _WeightsRole.ValueType  # 1
     """The learner copy; versions grow with every push."""
     WEIGHTS_ROLE_REFERENCE: _WeightsRole.ValueType  # 2
-    """The reference model; one version, frozen."""
+    """The reference model; one version, frozen; one per fold with
+    `cross_reference`.
+    """
 
 class WeightsRole(_WeightsRole, metaclass=_WeightsRoleEnumTypeWrapper):
     """Which model of a run."""
@@ -42,7 +44,9 @@ WEIGHTS_ROLE_UNSPECIFIED: WeightsRole.ValueType  # 0
 WEIGHTS_ROLE_LEARNER: WeightsRole.ValueType  # 1
 """The learner copy; versions grow with every push."""
 WEIGHTS_ROLE_REFERENCE: WeightsRole.ValueType  # 2
-"""The reference model; one version, frozen."""
+"""The reference model; one version, frozen; one per fold with
+`cross_reference`.
+"""
 global___WeightsRole = WeightsRole
 
 @typing.final
@@ -90,6 +94,7 @@ class PushHeader(google.protobuf.message.Message):
     STEP_FIELD_NUMBER: builtins.int
     TOTAL_BYTES_FIELD_NUMBER: builtins.int
     REWIND_FIELD_NUMBER: builtins.int
+    FOLD_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run. Required."""
     role: global___WeightsRole.ValueType
@@ -104,6 +109,10 @@ class PushHeader(google.protobuf.message.Message):
     """Accepts a `step` below the committed one: the trainer went back to a
     checkpoint. Versions grow all the same. Default false.
     """
+    fold: builtins.int
+    """The half of the data that a reference was trained on: 0 or 1. Required for a
+    reference of a run with `cross_reference`; refused otherwise.
+    """
     def __init__(
         self,
         *,
@@ -112,8 +121,11 @@ class PushHeader(google.protobuf.message.Message):
         step: builtins.int = ...,
         total_bytes: builtins.int = ...,
         rewind: builtins.bool = ...,
+        fold: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["rewind", b"rewind", "role", b"role", "run_id", b"run_id", "step", b"step", "total_bytes", b"total_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_fold", b"_fold", "fold", b"fold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_fold", b"_fold", "fold", b"fold", "rewind", b"rewind", "role", b"role", "run_id", b"run_id", "step", b"step", "total_bytes", b"total_bytes"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_fold", b"_fold"]) -> typing.Literal["fold"] | None: ...
 
 global___PushHeader = PushHeader
 
@@ -190,23 +202,34 @@ class GetWeightsResponse(google.protobuf.message.Message):
 
     LEARNER_VERSIONS_FIELD_NUMBER: builtins.int
     REFERENCE_FIELD_NUMBER: builtins.int
+    REFERENCE_FOLD_1_FIELD_NUMBER: builtins.int
     @property
     def learner_versions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WeightsVersion]:
         """Learner versions kept, oldest first. Empty before the first push."""
 
     @property
     def reference(self) -> global___WeightsVersion:
-        """The reference; absent before one is pushed."""
+        """The reference, with `cross_reference` that of fold 0; absent before one is
+        pushed.
+        """
+
+    @property
+    def reference_fold_1(self) -> global___WeightsVersion:
+        """The reference of fold 1; absent before one is pushed."""
 
     def __init__(
         self,
         *,
         learner_versions: collections.abc.Iterable[global___WeightsVersion] | None = ...,
         reference: global___WeightsVersion | None = ...,
+        reference_fold_1: global___WeightsVersion | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_reference", b"_reference", "reference", b"reference"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_reference", b"_reference", "learner_versions", b"learner_versions", "reference", b"reference"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_reference", b"_reference", "_reference_fold_1", b"_reference_fold_1", "reference", b"reference", "reference_fold_1", b"reference_fold_1"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_reference", b"_reference", "_reference_fold_1", b"_reference_fold_1", "learner_versions", b"learner_versions", "reference", b"reference", "reference_fold_1", b"reference_fold_1"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reference", b"_reference"]) -> typing.Literal["reference"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_reference_fold_1", b"_reference_fold_1"]) -> typing.Literal["reference_fold_1"] | None: ...
 
 global___GetWeightsResponse = GetWeightsResponse
 
