@@ -118,9 +118,15 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         with self._changed:
             return Spans(self._spans)
 
-    def wait_for_run(self, run_id: str, count: int) -> Spans:
-        """Waits until so many spans are in the traces of that run, and returns them."""
-        self._wait_for(lambda: len(self._spans.of_run(run_id)) >= count, f"{count} spans of {run_id} came")
+    def wait_for_answers(self, run_id: str, count: int) -> Spans:
+        """Waits until the service sent the spans of so many super-batches of that run; returns all spans in its traces.
+
+        A service sends a super-batch after what is below it, where both are in one process.
+        """
+        self._wait_for(
+            lambda: len(self._spans.of_run(run_id).named("preceptor.super_batch")) >= count,
+            f"{count} super-batches of {run_id} came",
+        )
         return self.spans.of_run(run_id)
 
     def wait_for_lost_micro_batch(self, run_id: str) -> None:

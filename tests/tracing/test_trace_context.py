@@ -29,7 +29,7 @@ def select(target: str, run_id: str, step: int, traceparent: str | None) -> None
 
 def test_any_trainer_may_write_the_trace_context(collector: Collector, target: str, run: str) -> None:
     select(target, run, 1, SAMPLED)
-    answered = collector.wait_for_run(run, count=9).one("preceptor.super_batch")
+    answered = collector.wait_for_answers(run, 1).one("preceptor.super_batch")
     assert (answered.trace_id, answered.parent_id) == (TRACE, SPAN)
 
 
@@ -53,7 +53,7 @@ def test_a_malformed_trace_context_is_ignored(
     collector: Collector, target: str, run: str, malformed: str | None
 ) -> None:
     select(target, run, 1, malformed)
-    answered = collector.wait_for_run(run, count=9).one("preceptor.super_batch")
+    answered = collector.wait_for_answers(run, 1).one("preceptor.super_batch")
     assert answered.parent_id == ""
     assert answered.trace_id != TRACE
 
@@ -62,7 +62,17 @@ def test_what_the_trainer_does_not_sample_is_not_traced(collector: Collector, ta
     select(target, run, 1, NOT_SAMPLED)
     train(target, collector.endpoint, run, "an_epoch", OTEL_TRACES_SAMPLER="always_off")
     select(target, run, 99, None)
-    assert [span.step for span in collector.wait_for_run(run, count=9).named("preceptor.super_batch")] == [99]
+    assert [span.step for span in collector.wait_for_answers(run, 1).named("preceptor.super_batch")] == [99]
+
+
+def test_a_service_that_does_not_trace_takes_the_trace_context_and_sends_nothing(
+    collector: Collector, start: Callable[..., RunningService]
+) -> None:
+    target = target_of(start())
+    with SelectionClient(target) as client:
+        run = create(client, digits.spec("untraced"))
+    train(target, collector.endpoint, run, "one_step")
+    assert [span.resource["service.name"] for span in collector.spans.of_run(run)] == ["trainer"] * 2
 
 
 def test_the_sampled_share_bounds_what_trainers_ask_for(
@@ -75,4 +85,4 @@ def test_the_sampled_share_bounds_what_trainers_ask_for(
         select(target_of(none), run, step, traceparent)
     none.stop()
     select(target_of(all_of_them), run, 99, None)
-    assert [span.step for span in collector.wait_for_run(run, count=9).named("preceptor.super_batch")] == [99]
+    assert [span.step for span in collector.wait_for_answers(run, 1).named("preceptor.super_batch")] == [99]

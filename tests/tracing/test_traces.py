@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from preceptor import SelectionClient
+from preceptor_service.app import RunningService
 from tests.service import digits
 from tests.service.architectures import Gate
+from tests.tcp_proxy import TcpProxy
 from tests.tracing.collector import Collector, Span, Spans
 from tests.tracing.conftest import create
 from tests.tracing.trainer import LOADER_STEPS, RANK, STEP, train
@@ -29,7 +32,7 @@ def trace(collector: Collector, target: str) -> Spans:
     with SelectionClient(target) as client:
         create(client, digits.spec("one-step"))
     train(target, collector.endpoint, "one-step", "one_step")
-    return collector.wait_for_run("one-step", count=11)
+    return collector.wait_for_answers("one-step", 1)
 
 
 def test_a_super_batch_is_one_trace_from_the_trainer_to_the_forward_passes(trace: Spans) -> None:
@@ -92,7 +95,7 @@ def test_the_documentation_names_every_span_and_attribute(trace: Spans, reposito
 
 def test_a_loader_that_selects_ahead_makes_a_trace_per_super_batch(collector: Collector, target: str, run: str) -> None:
     train(target, collector.endpoint, run, "an_epoch")
-    spans = collector.wait_for_run(run, count=10 * len(LOADER_STEPS))
+    spans = collector.wait_for_answers(run, len(LOADER_STEPS))
     offered = spans.named("preceptor.select")
     assert [span.step for span in offered] == list(LOADER_STEPS)
     assert len({span.trace_id for span in offered}) == len(LOADER_STEPS)
@@ -101,7 +104,7 @@ def test_a_loader_that_selects_ahead_makes_a_trace_per_super_batch(collector: Co
 
 def test_a_super_batch_that_is_refused_is_an_error_on_both_sides(collector: Collector, target: str, run: str) -> None:
     train(target, collector.endpoint, run, "too_many")
-    spans = collector.wait_for_run(run, count=3)
+    spans = collector.wait_for_answers(run, 1)
     offered, answered = spans.one("preceptor.select"), spans.one("preceptor.super_batch")
     assert offered.is_error
     assert answered.is_error
@@ -112,14 +115,14 @@ def test_a_super_batch_that_is_refused_is_an_error_on_both_sides(collector: Coll
 
 def test_a_super_batch_that_is_not_even_taken_is_an_error_too(collector: Collector, target: str, run: str) -> None:
     train(target, collector.endpoint, run, "after_deletion")
-    (offered,) = collector.wait_for_run(run, count=1)
+    (offered,) = collector.spans.of_run(run)
     assert (offered.is_error, offered.attributes["error.type"]) == (True, "CANCELLED")
 
 
 def test_a_super_batch_that_is_given_up_says_so(collector: Collector, target: str, gated_run: str, gate: Gate) -> None:
     gate.close()
     train(target, collector.endpoint, gated_run, "a_change_of_mind")
-    offered = collector.wait_for_run(gated_run, count=1).one("preceptor.select")
+    offered = collector.spans.of_run(gated_run).one("preceptor.select")
     assert offered.events == ("given up",)
     assert not offered.is_error
 
@@ -132,7 +135,7 @@ def test_a_micro_batch_that_is_scored_again_has_a_span_for_each_try(
     collector.wait_for_lost_micro_batch(gated_run)
     gate.open()
     answer.result(20)
-    spans = collector.wait_for_run(gated_run, count=9)
+    spans = collector.wait_for_answers(gated_run, 1)
     answered = spans.one("preceptor.super_batch")
     lost, rescored = spans.below(answered).named("preceptor.micro_batch")
     assert (lost.is_error, lost.attributes["error.type"]) == (True, "CancelledError")
@@ -141,13 +144,31 @@ def test_a_micro_batch_that_is_scored_again_has_a_span_for_each_try(
     assert answered.attributes["preceptor.rescored_micro_batches"] == 1
 
 
+def test_a_super_batch_that_is_sent_again_goes_on_with_its_trace(
+    service: RunningService, collector: Collector, gated_run: str, gate: Gate
+) -> None:
+    gate.close()
+    with TcpProxy(service.ports.grpc) as proxy, ThreadPoolExecutor(1) as thread:
+        program = thread.submit(train, f"127.0.0.1:{proxy.port}", collector.endpoint, gated_run, "a_gated_step")
+        gate.wait_for(arrived=1)
+        proxy.cut()
+        collector.wait_for_lost_micro_batch(gated_run)
+        gate.open()
+        program.result(60)
+    spans = collector.wait_for_answers(gated_run, 2)
+    offered = spans.one("preceptor.select")
+    cut, answered = spans.below(offered).named("preceptor.super_batch")
+    assert (cut.is_error, cut.message) == (True, "the stream ended before the answer")
+    assert (offered.is_error, answered.is_error) == (False, False)
+
+
 def test_a_repeated_super_batch_is_a_span_without_stages(
     client: SelectionClient, collector: Collector, run: str
 ) -> None:
     handle, batch = client.get_run(run), digits.candidates(1)
     for _ in range(2):
         handle.select(batch, sub_batch_size=8, step=1)
-    spans = collector.wait_for_run(run, count=11)
+    spans = collector.wait_for_answers(run, 2)
     first, repeat = spans.named("preceptor.super_batch")
     assert (first.attributes["preceptor.is_repeat"], repeat.attributes["preceptor.is_repeat"]) == (False, True)
     assert [span.name for span in spans.below(repeat)] == ["receive"]

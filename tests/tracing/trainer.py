@@ -56,6 +56,10 @@ def a_change_of_mind(client: SelectionClient, run: Run) -> None:
     run.submit(digits.gated_candidates(STEP), sub_batch_size=4, step=STEP).cancel()
 
 
+def a_gated_step(client: SelectionClient, run: Run) -> None:
+    run.select(digits.gated_candidates(STEP), sub_batch_size=4, step=STEP)
+
+
 def many_steps(client: SelectionClient, run: Run) -> None:
     for step in MANY_STEPS:
         run.select(super_batch(step), COUNT, step=step)

@@ -25,10 +25,11 @@ def traced_select(
 
     `traceparent` is the span as W3C trace context, for the header; None where the program traces nothing.
     """
-    trace = sys.modules.get("opentelemetry.trace")
-    if trace is None:
+    if "opentelemetry.trace" not in sys.modules:
         return offer(None)
-    span: Span = trace.get_tracer("preceptor").start_span(
+    from opentelemetry import trace
+
+    span = trace.get_tracer("preceptor").start_span(
         "preceptor.select",
         kind=trace.SpanKind.CLIENT,
         attributes={
