@@ -326,7 +326,9 @@ class RunRegistry:
                 run.refreshed_at = before
                 raise
             if not run.is_cut_off:
-                logger.warning("run %s goes on with what is known of it: %s", run.run_id, error or "the store is slow")
+                logger.warning(
+                    "run %s goes on with what is known of it: %s", run.run_id, str(error) or "the store is slow"
+                )
             run.is_cut_off = True
             return
         run.is_cut_off = False

@@ -59,8 +59,8 @@ def _settings(config: Path | None, store: str | None) -> WeightsConfig:
 
 def _say(report: Report, place: str) -> None:
     sys.stdout.write(
-        f"{report.runs} runs, {report.versions} versions and {report.blobs} sets of weights "
-        f"({report.total_bytes:,} bytes) are in {place}\n"
+        f"{place} holds runs: {report.runs}, versions: {report.versions}, sets of weights: {report.blobs} "
+        f"({report.total_bytes:,} bytes)\n"
     )
 
 

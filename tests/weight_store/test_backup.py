@@ -241,7 +241,7 @@ def refused(file: Path, storage: Storage, why: str) -> None:
     """Restoring that file says why it is refused, and writes nothing."""
     with pytest.raises(BackupError, match=why):
         restore(file, storage)
-    assert storage.run_ids() == storage.names("blobs") == list(storage.staging.iterdir()) == []
+    assert [*storage.run_ids(), *storage.names("blobs"), *storage.staging.iterdir()] == []
 
 
 class TestCommand:
@@ -253,8 +253,8 @@ class TestCommand:
         backed_up = run("backup", file, "--store", str(tmp_path / "store"))
         restored = run("restore", file, "--store", to)
 
-        assert backed_up == (0, f"1 runs, 1 versions and 1 sets of weights (3 bytes) are in {file}\n", "")
-        assert restored == (0, f"1 runs, 1 versions and 1 sets of weights (3 bytes) are in {to}\n", "")
+        assert backed_up == (0, f"{file} holds runs: 1, versions: 1, sets of weights: 1 (3 bytes)\n", "")
+        assert restored == (0, f"{to} holds runs: 1, versions: 1, sets of weights: 1 (3 bytes)\n", "")
         assert told(DirectoryPlace(Path(to)).open()) == told(place.open())
 
     def test_it_says_what_it_cannot_do_and_makes_nothing(self, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ class TestCommand:
         code, out, error = run("backup", str(tmp_path / "backup.tar"), "--store", str(tmp_path / "store"))
 
         assert code == 1
-        assert out.startswith("2 runs, 0 versions")
+        assert "holds runs: 2, versions: 0," in out
         assert "learner version 00000001 of run 'run'" in error
 
 
