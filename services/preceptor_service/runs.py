@@ -361,8 +361,8 @@ class RunRegistry:
         except RunNotFoundError:
             return None, (None, None, None)
         learner = self._weight_store.head(run.run_id, "learner")
-        reference = self._weight_store.head(run.run_id, "reference")
-        # Few runs have two references, and a look costs a request where the store is a bucket.
+        # A reference never changes, few runs have two, and a look costs a request where the store is a bucket.
+        reference = run.reference or self._weight_store.head(run.run_id, "reference")
         fold_1 = self._weight_store.head(run.run_id, "reference_fold_1") if run.spec.cross_reference else None
         return record, (learner, reference, fold_1)
 
