@@ -108,7 +108,7 @@ def serve(repository: Path) -> Iterator[Callable[..., Serving]]:
     """Starts `preceptor serve` with the in-process pool on free ports; what still runs in the end is killed."""
     started: list[Serving] = []
 
-    def start(store: Path, *arguments: str) -> Serving:
+    def start(store: Path | str, *arguments: str) -> Serving:
         fixed = ["--pool", "in-process", "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
         process = subprocess.Popen(
             [sys.executable, "-m", "preceptor_service", "serve", *fixed, "--store", str(store), *arguments],

@@ -11,7 +11,8 @@ import pytest
 
 from preceptor import SelectionClient
 from tests.cli.conftest import Serving
-from tests.ray.candidates import COUNT, expected, ready_run, spec, super_batch
+from tests.ray.candidates import COUNT, expected, ready_run, spec, state, super_batch
+from tests.stores import ObjectPlace
 
 pytestmark = pytest.mark.ray
 
@@ -31,3 +32,21 @@ def test_it_selects_and_leaves_no_process(
     assert "Traceback" not in serving.out
     assert len(started) > 5
     assert [process for process in started if process.is_running()] == []
+
+
+def test_weights_reach_every_scorer_through_an_object_store(
+    serve: Callable[..., Serving], object_store: ObjectPlace, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"weights: {{cache_path: {object_store.cache}}}")
+    serving = serve(object_store.settings.location, "--pool", "ray", "--scorers", "2", "--config", str(settings))
+    assert f"store    {object_store.settings.location}\n" in serving.wait_for(r"is serving on [^Z]*?Ctrl-C")[0]
+    wanted = spec("far-away")
+    with SelectionClient(f"127.0.0.1:{serving.port()}", timeout_s=60) as client:
+        run = ready_run(client, wanted)
+        assert run.select(super_batch(1), COUNT, step=1).indices.tolist() == expected(wanted, 1)
+        pushed = run.push_weights(state("learner-2"), step=1)
+        assert (pushed.version, pushed.replicas_loaded) == (2, 2)
+        assert run.select(super_batch(2), COUNT, step=2).indices.tolist() == expected(wanted, 2, learner="learner-2")
+    assert serving.end(signal.SIGTERM) == 0
+    assert len(object_store.names("blobs")) == 3
