@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from preceptor import PreceptorError, RunStatus
+from preceptor import PreceptorError, RunSpec, RunStatus
 from preceptor.errors import UnavailableError
 from preceptor_service.cli_connection import (
     Target,
@@ -161,11 +161,16 @@ def _runs_table(target: str, runs: list[RunStatus], is_wide: bool) -> Table:
             *((spec.task,) if is_wide else ()),
             spec.model,
             spec.score,
-            f"softmax {spec.temperature:g}" if spec.selector == "softmax" else spec.selector,
+            _selector(spec),
             str(spec.seed),
             *(((run.reference_digest or "–").removeprefix("sha256:")[:12],) if is_wide else ()),
         )
     return table
+
+
+def _selector(spec: RunSpec) -> str:
+    setting = {"softmax": spec.temperature, "proportional": spec.priority_exponent}.get(spec.selector)
+    return spec.selector if setting is None else f"{spec.selector} {setting:g}"
 
 
 def _status_table(target: str, runs: list[RunStatus], before: list[RunStatus], elapsed_s: float) -> Table:

@@ -17,7 +17,7 @@ def test_folds_never_change_between_releases() -> None:
 
 
 def test_a_fold_is_the_lowest_bit_of_the_hash_of_the_text() -> None:
-    ids = [-3, 0, 2**62, "a", "ß"]
+    ids: list[int | str] = [-3, 0, 2**62, "a", "ß"]
     naive = [hashlib.blake2b(str(item).encode("utf-8"), digest_size=1).hexdigest() for item in ids]
     assert folds_of(ids).tolist() == [int(digits[1] in "13579bdf") for digits in naive]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from preceptor.errors import InvalidRunError
@@ -67,3 +69,22 @@ def test_the_service_does_not_start_with_one(tmp_path: Path) -> None:
     config = parse_config({"pool": "in-process", "weights": {"path": str(tmp_path)}, **own})
     with pytest.raises(ConfigError, match=r"rules\.mine is 'tests\.service\.methods:one_number', which does not work"):
         start_service(config)
+
+
+def test_the_documentation_has_a_row_for_each_and_for_no_other(repository: Path) -> None:
+    text = (repository / "docs/scoring.md").read_text()
+    for heading, known in (("Score rules", SCORE_RULES), ("Selectors", SELECTORS)):
+        section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+        rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        assert rows[1:] == [row for row in rows if row in known]
+        assert set(rows[1:]) == set(known)
+
+
+def test_the_documented_rule_works(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (repository / "docs/scoring.md").read_text()
+    (program,) = re.findall(r"```python\n(def .*?)```", text, re.DOTALL)
+    (tmp_path / "documented_rule.py").write_text(f"import numpy as np\n\n\n{program}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rule = MethodRegistry({"margin": "documented_rule:margin"}).rule("margin")
+    losses = np.array([5, 1, 0], np.float32)
+    assert rule(3, learner_losses=losses, reference_losses=losses * 0).tolist() == [2, 1, 0]
