@@ -204,18 +204,8 @@ class Pipeline:
                 f"{super_batch.rows} candidates were not scored within {run.deadline_s:g} s; add scorers, offer fewer, "
                 "or raise the run's deadline_s"
             ) from error
-        learner = _joined([part.learner for part in losses])
-        reference = _joined([part.reference for part in losses])
-        if folds is not None:
-            reference = _unseen(folds, reference, _joined([part.reference_fold_1 for part in losses]))
-        gradients = _joined([part.learner_gradient_norms for part in losses])
-        scores = run.rule(
-            super_batch.rows,
-            learner_losses=learner,
-            learner_gradient_norms=gradients,
-            reference_losses=reference,
-        )
-        return Scored(learner, gradients, reference, scores)
+        measured = _measured(losses, folds)
+        return Scored(**measured, scores=run.rule(super_batch.rows, **measured))
 
     async def _losses(
         self, models: ScoringModels, super_batch: SuperBatch, micro_batch_rows: int, stages: Stages
@@ -306,11 +296,17 @@ def _drawn_uniformly(
     return Selected(indices, _NOTHING, weights, pinned, fallback, 0, stages)
 
 
-def _unseen(
-    folds: NDArray[np.int64], fold_0: NDArray[np.float32] | None, fold_1: NDArray[np.float32] | None
-) -> NDArray[np.float32] | None:
-    """Returns each candidate's loss under the reference that was trained on the other fold."""
-    return None if fold_0 is None or fold_1 is None else np.where(folds == 0, fold_1, fold_0)
+def _measured(parts: list[Losses], folds: NDArray[np.int64] | None) -> dict[str, NDArray[np.float32] | None]:
+    """Returns what score rules read, float32 `[B]` each; of two references the one that did not see the candidate."""
+    reference = _joined([part.reference for part in parts])
+    fold_1 = _joined([part.reference_fold_1 for part in parts])
+    if folds is not None and reference is not None and fold_1 is not None:
+        reference = np.where(folds == 0, fold_1, reference)
+    return {
+        "learner_losses": _joined([part.learner for part in parts]),
+        "learner_gradient_norms": _joined([part.learner_gradient_norms for part in parts]),
+        "reference_losses": reference,
+    }
 
 
 def _joined(parts: list[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
