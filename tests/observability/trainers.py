@@ -1,0 +1,144 @@
+"""A load that looks like work: trainers that select and push, and one that gets everything wrong now and then."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from preceptor import Run, RunSpec, Selection, SelectionClient
+from preceptor.errors import PreceptorError
+from preceptor_service.models import ArchitectureRegistry
+
+MODEL: dict[str, Any] = {"in_channels": 1, "image_size": 16, "num_classes": 10, "width": 24}
+MAX_STALENESS_STEPS = 60
+DISTINCT = 16
+_ANSWER_S = 30.0
+_JOIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One rank of a run and how it goes about it; rank 0 pushes. The run pays, unless `settings` say otherwise."""
+
+    run_id: str
+    rank: int = 0
+    rows: int = 64
+    sub_batch_size: int = 16
+    at_once: int = 2
+    push_every: int = 20
+    pause_s: float = 0.2
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def spec(self) -> RunSpec:
+        fixed: dict[str, Any] = {
+            "model": "small_cnn",
+            "model_config": MODEL,
+            "max_staleness_steps": MAX_STALENESS_STEPS,
+            "learner_flops": 1e8,
+        }
+        return RunSpec(run_id=self.run_id, **{**fixed, **self.settings})
+
+
+class Trainers:
+    """Trainers at work, a thread each, until the end of `working`. `may_push` can be cleared and set again."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self.may_push = threading.Event()
+        self.may_push.set()
+        self.failures: list[PreceptorError] = []
+        self._threads: list[threading.Thread] = []
+
+    @contextmanager
+    def working(self) -> Iterator[Trainers]:
+        try:
+            yield self
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Lets them finish what they wait for. Safe to call twice."""
+        self.stopped.set()
+        for thread in self._threads:
+            thread.join(_JOIN_S)
+
+    def start(self, client: SelectionClient, trainer: Trainer) -> Run:
+        """Sets a trainer to work on its run; rank 0 pushes the first weights."""
+        run = client.create_run(trainer.spec())
+        if trainer.rank == 0:
+            run.push_reference(weights(0))
+            run.push_weights(weights(1), step=0)
+        self._begin(lambda: self._train(run, trainer))
+        return run
+
+    def start_clumsy(self, client: SelectionClient) -> None:
+        """Sets a trainer to work that makes a mistake of each kind, and then goes on without."""
+        settings = {"score": "hard_learner", "max_staleness_steps": None}
+        run = client.create_run(Trainer("clumsy", settings=settings).spec())
+        run.push_weights(weights(1), step=100)
+        self._begin(lambda: self._blunder(client, run))
+
+    def _train(self, run: Run, trainer: Trainer) -> None:
+        steps = itertools.count(1)
+        while not self.stopped.is_set():
+            answers = [self._offer(run, trainer, next(steps)) for _ in range(trainer.at_once)]
+            for answer in answers:
+                answer.result(_ANSWER_S)
+            self.stopped.wait(trainer.pause_s)
+
+    def _offer(self, run: Run, trainer: Trainer, step: int) -> Future[Selection]:
+        if trainer.rank == 0 and step % trainer.push_every == 0 and self.may_push.is_set():
+            run.push_weights(weights(step), step=step)
+        candidates = super_batch(step % DISTINCT, trainer.rows)
+        return run.submit(candidates, trainer.sub_batch_size, step=step, rank=trainer.rank)
+
+    def _blunder(self, client: SelectionClient, run: Run) -> None:
+        mistakes: list[Callable[[], object]] = [
+            lambda: run.select(super_batch(0, 8), sub_batch_size=9, step=101),
+            lambda: run.push_weights(weights(2), step=1),
+            lambda: client.get_run("nobody"),
+            lambda: client.create_run(Trainer("one-too-many").spec()),
+        ]
+        for mistake in mistakes:
+            with suppress(PreceptorError):
+                mistake()
+        for step in itertools.count(102):
+            run.select(super_batch(0, 8), sub_batch_size=2, step=step)
+            if self.stopped.wait(1):
+                return
+
+    def _begin(self, work: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                work()
+            except PreceptorError as error:  # the service went away, perhaps because the test took it away
+                self.failures.append(error)
+
+        self._threads.append(threading.Thread(target=guarded, name="trainer", daemon=True))
+        self._threads[-1].start()
+
+
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    """A state dict that depends on `seed` alone."""
+    generator = torch.Generator().manual_seed(seed)
+    outline = ArchitectureRegistry().outline("small_cnn", MODEL).state_dict()
+    return {name: torch.randn(tensor.shape, generator=generator) * 0.5 for name, tensor in outline.items()}
+
+
+@cache
+def super_batch(number: int, rows: int) -> dict[str, Any]:
+    """Candidates that depend on `number` alone."""
+    random = np.random.default_rng(number)
+    return {
+        "image": random.integers(0, 256, (rows, 1, 16, 16), dtype=np.uint8),
+        "label": random.integers(0, 10, rows, dtype=np.int64),
+    }
