@@ -30,6 +30,7 @@ from preceptor_service.config import ConfigError, ServiceConfig, load_config
 from preceptor_service.config_reference import default_yaml
 from preceptor_service.cost_command import cost
 from preceptor_service.health_command import health
+from preceptor_service.service_manager import tell_service_manager
 from preceptor_service.store_command import store_commands
 from preceptor_service.token_command import token
 
@@ -82,8 +83,10 @@ def serve(
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda *_: stopping.set())
     console.print(_banner(settings, service.ports), soft_wrap=True)
+    tell_service_manager("READY=1")
     while not stopping.wait(1.0):
         pass
+    tell_service_manager("STOPPING=1")
     with console.status("finishing what was accepted …"):
         service.stop()
     console.print("stopped")
