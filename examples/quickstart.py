@@ -1,18 +1,25 @@
-"""Trains a small CNN on the handwritten digits that the service at localhost:7600 (`preceptor serve`) selects."""
+"""Trains a small CNN on the handwritten digits that the service at localhost:7600 (`preceptor serve`) selects.
+
+`PRECEPTOR_TARGET` names another service, `PRECEPTOR_TLS_CA` the file of its authority, `PRECEPTOR_TOKEN_FILE` that of
+our token.
+"""
 
 import os
 import uuid
+from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from preceptor import RunSpec, SelectionClient
+from preceptor import RunSpec, SelectionClient, Tls
 from preceptor.torch import SelectingLoader
 from preceptor_service.models import ArchitectureRegistry
 
 target, run_id = os.environ.get("PRECEPTOR_TARGET", "localhost:7600"), f"quickstart-{uuid.uuid4().hex[:8]}"
+ca, token_file = os.environ.get("PRECEPTOR_TLS_CA"), os.environ.get("PRECEPTOR_TOKEN_FILE")
+tls, token = Tls(Path(ca).read_bytes()) if ca else None, Path(token_file).read_text().strip() if token_file else None
 config = {"in_channels": 1, "image_size": 8, "num_classes": 10, "width": 16}
 digits = load_digits()
 images, labels = torch.tensor(digits.images * (255 / 16)).byte().unsqueeze(1), torch.tensor(digits.target)
@@ -32,7 +39,7 @@ for _ in range(100):
     update(reference, reference_optimiser, images[:300], labels[:300])
 
 # [quickstart]
-with SelectionClient(target) as client:
+with SelectionClient(target, tls=tls, token=token) as client:
     run = client.create_run(RunSpec(run_id, model="small_cnn", model_config=config, score="learnability"))
     run.push_reference(reference.state_dict())  # trained on data worth imitating
     batches = SelectingLoader(super_batches, run, sub_batch_size=64)
