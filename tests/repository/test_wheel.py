@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import venv
 import zipfile
@@ -12,15 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.outside import run
 from tests.prerequisites import lacking
 
 HEAVY = {"pydantic", "ray", "safetensors", "torch", "transformers", "typer", "yaml"}
-
-
-def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a command that sees nothing of this checkout or this environment."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return subprocess.run([*map(str, command)], cwd=cwd, env=own, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")
