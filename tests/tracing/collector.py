@@ -96,7 +96,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         with self._changed:
             self.held_calls += self._is_held
             self._changed.notify_all()
-            if not self._changed.wait_for(lambda: not self._is_held or not context.is_active(), WAIT_S):
+            if not self._changed.wait_for(lambda: not self._is_held, WAIT_S):
                 raise TimeoutError("nobody let the spans go")
             for group in request.resource_spans:
                 resource = _values(group.resource.attributes)
@@ -108,10 +108,12 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def hold(self) -> Iterator[None]:
         with self._changed:
             self._is_held = True
-        yield
-        with self._changed:
-            self._is_held = False
-            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_held = False
+                self._changed.notify_all()
 
     @property
     def spans(self) -> Spans:
