@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 MIB = 1024 * 1024
 
@@ -141,6 +142,7 @@ class ScorerConfig(_Section):
         return self.threads or max(1, math.ceil(self.num_cpus))
 
 
+_MASKED = "location_refused"
 _OBJECT_STORE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*/?")
 
 
@@ -148,7 +150,12 @@ def _store_location(value: str | Path) -> str | Path:
     if isinstance(value, Path) or "://" not in value:
         return Path(value)
     if not _OBJECT_STORE.fullmatch(value):
-        raise ValueError("give a directory, or s3://bucket/prefix without credentials; those come from the environment")
+        masked = re.sub(r"//[^/]*@", "//…@", value)
+        raise PydanticCustomError(
+            _MASKED,
+            "is {masked}; give a directory, or s3://bucket/prefix without credentials, which come from the environment",
+            {"masked": masked},
+        )
     return value.rstrip("/")
 
 
@@ -366,6 +373,8 @@ def parse_config(settings: dict[str, Any]) -> ServiceConfig:
 def _complaint(kind: str, message: str, value: object) -> str:
     if kind == "extra_forbidden":
         return "no such setting"
+    if kind == _MASKED:
+        return message
     return f"{message} (is {value!r})" if not isinstance(value, dict) else message
 
 

@@ -59,6 +59,12 @@ def test_a_file_of_some_settings_keeps_the_defaults_of_others_and_flags_win(tmp_
             "{gateway: {deadline_s: 90}, weights: {grace_s: 90}}",
             "weights.grace_s 90.0 is not above gateway.deadline_s 90.0",
         ),
+        ("weights: {path: 'gs://bucket'}", "weights.path: is gs://bucket; give a directory, or s3://bucket/prefix"),
+        ("weights: {path: 's3://key:secret@bucket/x'}", r"(?s)^(?!.*secret).*weights.path: is s3://…@bucket/x; give"),
+        (
+            "weights: {path: 's3://bucket', max_bytes: 2, cache_bytes: 1}",
+            r"weights: .*cache_bytes 1 is below max_bytes 2",
+        ),
         ("gateway: {window_bytes: 10, max_super_batch_bytes: 11}", "max_super_batch_bytes 11 is above window_bytes 10"),
         ("[1, 2]", "holds a list; it must be a mapping"),
         ("a: [", "cannot read"),
@@ -79,3 +85,16 @@ def test_settings_survive_the_way_to_another_process() -> None:
     config = parse_config({"scorer": {"max_replicas": 4}, "architectures": {"own": "package.module:function"}})
     assert parse_config(config.model_dump(mode="json")) == config
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+def test_a_store_is_a_directory_or_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = parse_config({"weights": {"path": "here"}}).with_absolute_paths()
+    assert directory.weights.path == tmp_path / "here"
+    assert directory.weights.location == f"{tmp_path}/here"
+    bucket = parse_config({"weights": {"path": "s3://bucket/a/prefix/", "cache_path": "cache"}}).with_absolute_paths()
+    assert bucket.weights.path == bucket.weights.location == "s3://bucket/a/prefix"
+    assert bucket.weights.cache_path == tmp_path / "cache"
+    for config in (directory, bucket):
+        assert parse_config(config.model_dump(mode="json")) == config
+        assert ServiceConfig.model_validate_json(config.model_dump_json()) == config
