@@ -98,6 +98,16 @@ def test_a_single_draw_weighted_in_full_gives_the_mean_of_the_super_batch() -> N
     assert (np.exp(logs) * weights * values).sum() / (np.exp(logs) * weights).sum() == pytest.approx(values.mean())
 
 
+def test_without_replacement_the_likely_are_included_less_and_the_unlikely_more_often_than_the_weights_assume() -> None:
+    chances = [0.5, 0.2, 0.15, 0.1, 0.05]
+    assumed = [3 * chance for chance in chances]
+    included = closed_form_inclusion(chances, 3)
+    assert included[0] < assumed[0]
+    assert included[-1] > assumed[-1]
+    for chance, inclusion in zip([0.2] * 5, closed_form_inclusion([0.2] * 5, 3), strict=True):
+        assert inclusion == pytest.approx(3 * chance)
+
+
 def test_extreme_exponents_leave_weights_finite() -> None:
     settings = SelectorSettings(priority_exponent=1e3)
     scores = np.array([0, 1e30, 1, 2], np.float32)
