@@ -31,6 +31,7 @@ from preceptor_service.config_reference import default_yaml
 from preceptor_service.cost_command import cost
 from preceptor_service.health_command import health
 from preceptor_service.service_manager import tell_service_manager
+from preceptor_service.size_command import size_trainer
 from preceptor_service.store_command import store_commands
 from preceptor_service.token_command import token
 
@@ -52,6 +53,7 @@ app.command()(token)
 app.add_typer(store_commands, name="store")
 app.command()(health)
 app.command()(cost)
+app.command("size")(size_trainer)
 
 
 @app.command()

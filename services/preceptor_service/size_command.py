@@ -1,0 +1,249 @@
+"""`preceptor size`: how many scorers, and so GPUs, a trainer needs, from candidates per second that were measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from preceptor import PreceptorError, RunSpec
+from preceptor_service.cli_connection import (
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TokenFile,
+    UsesTls,
+    open_client,
+)
+from preceptor_service.config import MIB, ConfigError, ServiceConfig
+from preceptor_service.sizing import Measured, Sizing, TrainerLoad, size
+
+_MEGABYTE = 1e6
+_RUN_ID = "size"
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """What one scorer scores per second, and where that number comes from."""
+
+    candidates_per_second: float
+    source: str
+
+
+def size_trainer(
+    super_batch: Annotated[int, typer.Option(help="B: candidates that one rank offers per step.")],
+    sub_batch: Annotated[int, typer.Option(help="b: examples that it trains on.")],
+    step_time: Annotated[float, typer.Option(help="Seconds of one step of training, without selection.")],
+    ranks: Annotated[int, typer.Option(help="Processes that train, each with a super-batch of its own.")] = 1,
+    utilisation: Annotated[float, typer.Option(help="Share of their time that replicas shall work.")] = 0.8,
+    candidates_per_second: Annotated[float | None, typer.Option(help="What one scorer scores, as measured.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure it on this machine; needs --model.")] = False,
+    target: Annotated[str | None, typer.Option(help="Read it from this gateway, host:port; needs --run.")] = None,
+    run: Annotated[str | None, typer.Option(help="The run to read it from.")] = None,
+    scorers: Annotated[int, typer.Option(help="Scorers that shared that run's work.")] = 1,
+    interval: Annotated[float, typer.Option(help="Seconds to measure or to read for.")] = 5.0,
+    model: Annotated[str | None, typer.Option(help="The run's model, for its bytes and --measure.")] = None,
+    model_config: Annotated[str, typer.Option(help="Its settings, as JSON.")] = "{}",
+    task: Annotated[str, typer.Option(help="The run's task.")] = "classification",
+    score: Annotated[str, typer.Option(help="The run's score.")] = "learnability",
+    device: Annotated[str, typer.Option(help="Where --measure measures: auto, cpu or cuda.")] = "auto",
+    micro_batch_rows: Annotated[int, typer.Option(help="Rows of one forward pass of --measure.")] = 512,
+    threads: Annotated[int | None, typer.Option(help="Threads of it on a CPU; none: all cores.")] = None,
+    candidate_bytes: Annotated[int | None, typer.Option(help="Bytes of one candidate, where no model tells.")] = None,
+    model_bytes: Annotated[int | None, typer.Option(help="Bytes of each model, where no model tells.")] = None,
+    gateway_mb_per_second: Annotated[
+        float | None, typer.Option(help="MB/s that one gateway receives, as measured.")
+    ] = None,
+    tls: UsesTls = False,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Print how many scorers and gateways a trainer needs so that it never waits for selection."""
+    try:
+        load = TrainerLoad(super_batch, sub_batch, step_time, ranks)
+        sources = [candidates_per_second is not None, measure, target is not None]
+        if sources.count(True) != 1:
+            raise ValueError(
+                f"{sources.count(True)} sources of candidates per second are given; "
+                "give one of --candidates-per-second, --measure and --target"
+            )
+        _check_interval(interval)
+        spec = None if model is None else _spec(model, model_config, task, score)
+        if target is not None:
+            with open_client(target, tls, tls_ca, tls_certificate, tls_key, token_file) as client:
+                spec, rate = _read(client, target, run, scorers, interval)
+        elif measure:
+            rate = _measured(spec, super_batch, micro_batch_rows, interval, device, threads)
+        else:
+            rate = _Rate(candidates_per_second or 0.0, "as given")
+        measured = Measured(
+            rate.candidates_per_second,
+            *_bytes(spec, candidate_bytes, model_bytes),
+            None if gateway_mb_per_second is None else gateway_mb_per_second * _MEGABYTE,
+        )
+        found = size(load, measured, utilisation)
+    except (ConfigError, PreceptorError, ValueError) as error:
+        sys.stderr.write(f"preceptor: {error}\n")
+        raise typer.Exit(1) from error
+    console = Console()
+    console.print(_table(load, measured, rate, found))
+    console.print(_settings(load, found), style="dim", highlight=False)
+
+
+def _check_interval(interval: float) -> None:
+    if not (math.isfinite(interval) and 0 < interval <= 3600):
+        raise ValueError(f"--interval is {interval:g}; it is seconds, above 0 and at most 3600")
+
+
+def _spec(model: str, model_config: str, task: str, score: str) -> RunSpec:
+    try:
+        config = json.loads(model_config)
+    except ValueError as error:
+        raise ValueError(f"--model-config is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f'--model-config is {model_config[:64]!r}; give an object, such as {{"width": 16}}')
+    return RunSpec(_RUN_ID, model, config, task, score=score)
+
+
+def _measured(
+    spec: RunSpec | None, rows: int, micro_batch_rows: int, seconds: float, device: str, threads: int | None
+) -> _Rate:
+    if spec is None:
+        raise ValueError("--measure needs --model, and --model-config where the model has settings")
+    for option, value in (("--micro-batch-rows", micro_batch_rows), ("--threads", threads or 1)):
+        if value < 1:
+            raise ValueError(f"{option} is {value}; it must be 1 or above")
+    if spec.score == "uniform":
+        raise ValueError("--score is 'uniform', which scores nothing; choose the one that the run will have")
+    devices: dict[str, Literal["auto", "cpu", "cuda"]] = {"auto": "auto", "cpu": "cpu", "cuda": "cuda"}
+    if device not in devices:
+        raise ValueError(f"--device is {device[:64]!r}; choose one of {', '.join(devices)}")
+    # Brings torch, which takes seconds.
+    from preceptor_service.measuring import measure_candidates_per_second
+
+    rate, on = measure_candidates_per_second(spec, rows, micro_batch_rows, seconds, devices[device], threads)
+    return _Rate(rate, f"measured on this machine's {'GPU' if on == 'cuda' else 'CPU'}")
+
+
+def _read(client: Any, target: str, run_id: str | None, scorers: int, interval_s: float) -> tuple[RunSpec, _Rate]:
+    """Returns a run's settings, and what it was answered per second and scorer: what it asked for, if not more."""
+    if run_id is None:
+        raise ValueError("--target needs --run, the run to read from")
+    if scorers < 1:
+        raise ValueError(f"--scorers is {scorers}; it must be 1 or above")
+    before, started = client.get_run(run_id).status(), time.monotonic()
+    time.sleep(interval_s)
+    after, elapsed_s = client.get_run(run_id).status(), time.monotonic() - started
+    gained = after.candidates - before.candidates
+    if gained <= 0:
+        raise ValueError(
+            f"run {run_id!r} was offered no candidates at {target} for {elapsed_s:.1f} s; "
+            "let its trainer run meanwhile, or choose a longer --interval"
+        )
+    return after.spec, _Rate(gained / elapsed_s / scorers, f"of run {run_id}, if it kept scorers busy")
+
+
+def _bytes(
+    spec: RunSpec | None, candidate_bytes: int | None, model_bytes: int | None
+) -> tuple[int | None, int | None, int | None]:
+    """Returns the bytes of a candidate, of a learner copy and of a reference, as given or as the model tells."""
+    if spec is None:
+        return candidate_bytes, model_bytes, model_bytes
+    # Brings torch, which takes seconds.
+    from preceptor_service import measuring
+
+    return (
+        measuring.candidate_bytes(spec) if candidate_bytes is None else candidate_bytes,
+        measuring.weights_bytes(spec, "learner") if model_bytes is None else model_bytes,
+        measuring.weights_bytes(spec, "reference") if model_bytes is None else model_bytes,
+    )
+
+
+def _table(load: TrainerLoad, measured: Measured, rate: _Rate, found: Sizing) -> Table:
+    table = Table(title="What selection needs", box=box.SIMPLE, show_header=False, pad_edge=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim", overflow="fold")
+    received = _bytes_text(found.bytes_per_second, "/s")
+    by_gateways = "--candidate-bytes" if found.bytes_per_second is None else "--gateway-mb-per-second"
+    for name, value, note in (
+        ("offered", f"{found.candidates_per_second:,.0f} candidates/s", _offer(load)),
+        ("one scorer", f"{measured.candidates_per_second:,.0f} candidates/s", rate.source),
+        ("scorers", f"[bold]{found.scorers:,}[/bold]", f"one device each, {found.utilisation:.0%} at work"),
+        ("headroom", f"{found.headroom:.0%}", "more candidates than offered"),
+        (
+            "at most",
+            f"{found.steps_per_second:,.3g} steps/s",
+            f"{found.selection_s:.3g} s of {load.step_time_s:g} s a step",
+        ),
+        ("models", _bytes_text(found.model_bytes), _or_give("at each scorer", found.model_bytes, "--model-bytes")),
+        ("received", received, _or_give("by all gateways", found.bytes_per_second, "--candidate-bytes")),
+        (
+            "gateways",
+            "–" if found.gateways is None else f"[bold]{found.gateways:,}[/bold]",
+            _or_give(f"{_bytes_text(measured.gateway_bytes_per_second, '/s')} each", found.gateways, by_gateways),
+        ),
+        ("window", _bytes_text(found.window_bytes), _or_give("of each rank", found.window_bytes, "--candidate-bytes")),
+    ):
+        table.add_row(name, value, note)
+    return table
+
+
+def _offer(load: TrainerLoad) -> str:
+    return f"{load.ranks:,} × {load.super_batch:,} a step; {load.super_batch / load.sub_batch:.3g} for one trained on"
+
+
+def _or_give(note: str, value: float | None, option: str) -> str:
+    return f"give {option}" if value is None else note
+
+
+def _bytes_text(count: float | None, per: str = "") -> str:
+    if count is None:
+        return "–"
+    for unit, size_of_unit in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size_of_unit:
+            return f"{count / size_of_unit:,.3g} {unit}{per}"
+    return f"{count:.0f} B{per}"
+
+
+def _settings(load: TrainerLoad, found: Sizing) -> str:
+    """Returns the settings of the service that follow, those that the defaults do not cover, as YAML."""
+    defaults = ServiceConfig()
+    gateways = found.gateways or 1
+    streams = math.ceil(load.ranks / gateways)
+    gateway = {
+        "replicas": (gateways, 1),
+        "max_streams": (streams, defaults.gateway.max_streams),
+        "max_streams_per_run": (streams, defaults.gateway.max_streams_per_run),
+        "window_bytes": (_whole_mib(found.window_bytes), defaults.gateway.window_bytes),
+        "max_super_batch_bytes": (_whole_mib(found.super_batch_bytes), defaults.gateway.max_super_batch_bytes),
+        "max_super_batch_rows": (load.super_batch, defaults.gateway.max_super_batch_rows),
+    }
+    scorer = {"model_bytes": (_whole_mib(found.model_bytes), defaults.scorer.model_bytes)}
+    sections = {
+        "scorer": {"replicas": found.scorers, **_beyond(scorer)},
+        "gateway": _beyond(gateway),
+    }
+    lines = yaml.safe_dump({name: values for name, values in sections.items() if values}, sort_keys=False)
+    return f"# in the service's configuration:\n{lines}".rstrip()
+
+
+def _beyond(wanted: dict[str, tuple[int, int]]) -> dict[str, int]:
+    """Returns the settings that are wanted above their defaults."""
+    return {name: value for name, (value, default) in wanted.items() if value > default}
+
+
+def _whole_mib(count: int | None) -> int:
+    """Returns the next whole MiB: what frames the bytes, such as Arrow's schema, has room in it."""
+    return 0 if count is None else (count // MIB + 1) * MIB
