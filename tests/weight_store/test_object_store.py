@@ -280,6 +280,16 @@ class TestCache:
 
         assert all(cache.held(digest(data)) for data in (b"first", b"second"))
 
+    def test_what_a_process_left_behind_goes_with_the_next_fetch(self, tmp_path: Path) -> None:
+        cache = BlobCache(tmp_path, max_bytes=100)
+        for name, age_s in (("dead.part", 4000), ("alive.part", 100)):
+            (cache.staging / name).write_bytes(b"half")
+            os.utime(cache.staging / name, (time.time() - age_s, time.time() - age_s))
+
+        cache.fetch(digest(b"one"), [b"one"])
+
+        assert [path.name for path in cache.staging.iterdir()] == ["alive.part"]
+
     def test_what_has_another_checksum_is_not_kept(self, tmp_path: Path) -> None:
         cache = BlobCache(tmp_path, max_bytes=100)
 

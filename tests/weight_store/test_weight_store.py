@@ -297,6 +297,21 @@ class TestDeleteRun:
         create_run(place.open())
         assert store.head("run", "learner") is None
 
+    def test_a_deletion_between_two_looks_at_a_directory_is_a_deletion(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = store_with_runs(tmp_path, keep_versions=2)
+        with store.stage(3) as staged:
+            staged.write(b"one")
+            staged.seal(hashlib.sha256(b"one").digest())
+
+            def deleted_meanwhile(path: Path, mode: int = 0o777) -> None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+
+            monkeypatch.setattr("os.mkdir", deleted_meanwhile)
+            with pytest.raises(PushConflictError, match="run 'run' was deleted"):
+                store.commit("run", "learner", staged, 0, 0)
+
     def test_a_first_push_under_way_does_not_reach_the_next_life(self, store: WeightStore, place: Place) -> None:
         runs = RunStore(place.open())
         former = runs.read("run")

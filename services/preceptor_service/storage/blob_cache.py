@@ -19,6 +19,9 @@ from preceptor_service.storage.storage import damaged
 _JUST_USED_S = 60.0
 """A file used so lately stays, whatever the bound: somebody may be about to open it."""
 
+_ABANDONED_S = 3600.0
+"""A file in `staging` that nothing was written to for so long is nobody's: its process died."""
+
 _LOCK_TIMEOUT_S = 600.0
 _LOCK_POLL_S = 0.05
 
@@ -78,11 +81,6 @@ class BlobCache:
         """Removes the file with that digest."""
         self._file(digest).unlink(missing_ok=True)
 
-    def sweep(self, before_s: float) -> None:
-        """Removes files in `staging` that nobody wrote to since then."""
-        for leftover in self.staging.iterdir():
-            remove_if_older(leftover, before_s)
-
     def _write(self, digest: str, parts: Iterable[bytes]) -> Path:
         partial = self.staging / f"{uuid.uuid4().hex}.part"
         found = hashlib.sha256()
@@ -104,7 +102,13 @@ class BlobCache:
         finally:
             partial.unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Removes what was left behind in `staging`; every fetch does too."""
+        for leftover in self.staging.iterdir():
+            remove_if_older(leftover, time.time() - _ABANDONED_S)
+
     def _evict(self, newest: Path) -> None:
+        self.sweep()
         found = []
         for file in self._blobs.iterdir():
             with suppress(FileNotFoundError):  # another process was faster

@@ -75,7 +75,7 @@ class DirectoryStorage:
     def create_record(self, run_id: str, record: bytes) -> bool:
         """Links the file into its place."""
         path = self._record(run_id)
-        path.parent.mkdir(exist_ok=True)
+        _make_below(path.parent)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".run-", suffix=".json") as scratch:
             scratch.write(record)
             scratch.flush()
@@ -102,7 +102,7 @@ class DirectoryStorage:
     def open_versions(self, run_id: str, role: str) -> str:
         """Makes the directory of the role, never that of the run."""
         directory = self._runs / run_id / role
-        directory.mkdir(exist_ok=True)
+        _make_below(directory)
         sync_directory(directory.parent)
         return self._name(directory)
 
@@ -218,6 +218,14 @@ class DirectoryStorage:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
+
+
+def _make_below(directory: Path) -> None:
+    """Makes a directory where it is missing, its parent being there."""
+    try:
+        directory.mkdir(exist_ok=True)
+    except FileExistsError as error:  # it was there, and moved away before a second look
+        raise FileNotFoundError(str(directory)) from error
 
 
 def remove_if_older(path: Path, time_s: float) -> None:

@@ -257,14 +257,14 @@ class ObjectStorage:
         return self._fetched(digest)
 
     def sweep(self, before_s: float) -> None:
-        """Removes old files of the cache's staging, old objects in `staging/`, and versions of lives that ended.
+        """Removes old objects in `staging/`, and versions of lives that ended.
 
-        Now and then only, however often it is called.
+        These only now and then, however often it is called; what was left behind in the cache each time.
         """
+        self._cache.sweep()
         if time.monotonic() < self._swept_at + _SWEEP_PAUSE_S:
             return
         self._swept_at = time.monotonic()
-        self._cache.sweep(time.time() - (self.clock_s() - before_s))
         for key, info in self._bucket.list("staging").items():
             if not key.endswith(SET_ASIDE) and info.modified_s < before_s:
                 self._bucket.remove(key)
