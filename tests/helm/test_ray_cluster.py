@@ -195,18 +195,24 @@ def test_no_worker_is_left_to_the_probe_of_a_proxy_that_does_not_run(values: str
         assert "8000" not in str([container["readinessProbe"], container["livenessProbe"]])
 
 
-def test_pods_end_after_what_they_accepted(values: str) -> None:
+def test_pods_end_after_what_they_accepted_and_scorers_and_head_after_gateways(values: str) -> None:
     rendering = render(values)
     drain_s = parse_config(rendering.config).gateway.drain_s
+    grace_s = {name: item["spec"]["terminationGracePeriodSeconds"] for name, item in rendering.templates.items()}
+    deadline_s = {}
     for name, container in workers(rendering).items():
-        grace_s = rendering.templates[name]["spec"]["terminationGracePeriodSeconds"]
         shell, option, script = container["lifecycle"]["preStop"]["exec"]["command"]
         deadline = re.search(r"--deadline-remaining-seconds (\d+);", script)
         assert (shell, option) == ("/bin/bash", "-c")
         assert script.startswith("ray drain-node ")
         assert deadline is not None
-        # Serve adds 5 s to the drain of a gateway.
-        assert drain_s + 5 < int(deadline[1]) < grace_s
+        deadline_s[name] = int(deadline[1])
+        assert deadline_s[name] < grace_s[name]
+    # Serve begins to stop a replica when the deadline leaves its graceful timeout, which is 5 s more for gateways.
+    assert deadline_s["gateway"] - (drain_s + 5) > 0
+    assert all(deadline_s[name] - drain_s > grace_s["gateway"] for name in deadline_s.keys() - {"gateway"})
+    _, wait_s = rendering.container("head")["lifecycle"]["preStop"]["exec"]["command"]
+    assert deadline_s["gateway"] < int(wait_s) < grace_s["head"]
 
 
 def test_ports_are_below_those_of_rays_workers(values: str) -> None:

@@ -21,6 +21,11 @@
 {{- .Values.gateway.terminationGracePeriodSeconds | default (add (include "preceptor.config.drainSeconds" .) 30) | int -}}
 {{- end -}}
 
+{{/* The same for a scorer: Serve stops it after every gateway that ends at the same time, which may still need it. */}}
+{{- define "preceptor.scorerGraceSeconds" -}}
+{{- add (include "preceptor.gatewayGraceSeconds" .) (include "preceptor.config.drainSeconds" .) 30 -}}
+{{- end -}}
+
 {{/* "true" where the scorers autoscale. */}}
 {{- define "preceptor.isAutoscaling" -}}
 {{- if dig "scorer" "max_replicas" "" .Values.config -}}true{{- end -}}

@@ -21,7 +21,7 @@ template:
     {{- if not (include "preceptor.isAutoscaling" .) }}
     serviceAccountName: {{ include "preceptor.serviceAccountName" . }}
     {{- end }}
-    terminationGracePeriodSeconds: 30
+    terminationGracePeriodSeconds: {{ add (include "preceptor.gatewayGraceSeconds" .) 30 }}
     {{- include "preceptor.podSpec" $arguments | nindent 4 }}
     containers:
       - name: ray-head
@@ -38,6 +38,11 @@ template:
           - name: serve
             containerPort: 8000
         {{- include "preceptor.env" $arguments | nindent 8 }}
+        lifecycle:
+          # Where the whole cluster goes, gateways need Ray to drain: the head leaves after them.
+          preStop:
+            exec:
+              command: [/bin/sleep, {{ include "preceptor.gatewayGraceSeconds" . | quote }}]
         resources:
           {{- include "preceptor.resources" $group | nindent 10 }}
         securityContext:
@@ -86,5 +91,5 @@ replicas: {{ $replicas }}
 minReplicas: {{ $replicas }}
 maxReplicas: {{ $replicas }}
 {{- end }}
-{{ include "preceptor.worker" (dict "root" .root "group" $group "component" "scorer" "parameters" $parameters "grace" (add (include "preceptor.config.drainSeconds" .root) 30 | toString)) }}
+{{ include "preceptor.worker" (dict "root" .root "group" $group "component" "scorer" "parameters" $parameters "grace" (include "preceptor.scorerGraceSeconds" .root)) }}
 {{- end -}}

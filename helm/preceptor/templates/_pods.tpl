@@ -103,8 +103,8 @@ envFrom:
 {{- end -}}
 
 {{/*
-preStop of a worker: Ray moves what runs on this node elsewhere, gateways finish what they accepted, and only then Ray
-gets its SIGTERM. Takes the seconds that are left.
+preStop of a worker: Serve starts replicas elsewhere where there is room, stops those here in time for their drain to end
+by the deadline, and only then Ray gets its SIGTERM. Takes the seconds that are left.
 */}}
 {{- define "preceptor.drain" -}}
 preStop:
