@@ -54,6 +54,7 @@ class Pods:
         self._folder = folder
         self._token = secrets.token_hex(32)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._groups: list[str] = []
         self._gcs, self.dashboard = _any_port(), _any_port()
         mounts = [
             mount["mountPath"] for group in rendering.templates for mount in rendering.container(group)["volumeMounts"]
@@ -93,6 +94,8 @@ class Pods:
         for name, group in self._rendering.groups.items():
             for _ in range(group["replicas"]):
                 self._start(name, {**group["rayStartParams"], "address": f"127.0.0.1:{self._gcs}"})
+                # One after the other: Ray gives each 30 s, and all at once they take longer on a small machine.
+                wait_until(self._has_started, f"a pod of {name} has started", _START_TIMEOUT_S)
         wait_until(self._has_dashboard, "the dashboard answers", _START_TIMEOUT_S)
 
     def _start(self, group: str, parameters: dict[str, Any], *flags: str) -> None:
@@ -113,6 +116,20 @@ class Pods:
                 start_new_session=True,
             )
         self._processes.append(process)
+        self._groups.append(group)
+
+    def _has_started(self) -> bool:
+        number = len(self._processes) - 1
+        log = (self._folder / f"{self._groups[number]}-{number}.log").read_text()
+        assert self._processes[number].poll() is None, log
+        return "Ray runtime started" in log
+
+    def terminate(self, replica_pid: int) -> None:
+        """Ends the pod with this replica as the kubelet does after its preStop, by SIGTERM, and waits for its end."""
+        parents = {parent.pid for parent in psutil.Process(replica_pid).parents()}
+        (pod,) = [process for process in self._processes if process.pid in parents]
+        pod.send_signal(signal.SIGTERM)
+        pod.wait(_START_TIMEOUT_S)
 
     def _has_head(self) -> bool:
         assert self._processes[0].poll() is None, (self._folder / "head-0.log").read_text()
@@ -141,9 +158,8 @@ class Pods:
             with suppress(psutil.NoSuchProcess):
                 pod = psutil.Process(process.pid)
                 started += [*pod.children(recursive=True), pod]
-        for process in reversed(self._processes):
-            process.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs(started, timeout=_END_TIMEOUT_S)
+        # Nobody waits for a drain any more.
+        _, left = psutil.wait_procs(started, timeout=0)
         for stubborn in left:
             with suppress(psutil.NoSuchProcess):
                 stubborn.kill()

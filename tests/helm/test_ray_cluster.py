@@ -199,20 +199,20 @@ def test_pods_end_after_what_they_accepted_and_scorers_and_head_after_gateways(v
     rendering = render(values)
     drain_s = parse_config(rendering.config).gateway.drain_s
     grace_s = {name: item["spec"]["terminationGracePeriodSeconds"] for name, item in rendering.templates.items()}
-    deadline_s = {}
-    for name, container in workers(rendering).items():
-        shell, option, script = container["lifecycle"]["preStop"]["exec"]["command"]
-        deadline = re.search(r"--deadline-remaining-seconds (\d+);", script)
-        assert (shell, option) == ("/bin/bash", "-c")
-        assert script.startswith("ray drain-node ")
-        assert deadline is not None
-        deadline_s[name] = int(deadline[1])
-        assert deadline_s[name] < grace_s[name]
+    drain_node_s, wait_s = {}, {}
+    for name in rendering.templates:
+        container = rendering.container(name)
+        environment = {item["name"]: item["value"] for item in container["env"]}
+        program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert program == "/bin/sleep"
+        wait_s[name], drain_node_s[name] = int(seconds), int(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        assert wait_s[name] + drain_node_s[name] < grace_s[name]
     # Serve begins to stop a replica when the deadline leaves its graceful timeout, which is 5 s more for gateways.
-    assert deadline_s["gateway"] - (drain_s + 5) > 0
-    assert all(deadline_s[name] - drain_s > grace_s["gateway"] for name in deadline_s.keys() - {"gateway"})
-    _, wait_s = rendering.container("head")["lifecycle"]["preStop"]["exec"]["command"]
-    assert deadline_s["gateway"] < int(wait_s) < grace_s["head"]
+    assert drain_node_s["gateway"] - (drain_s + 5) > 0
+    for name in rendering.groups.keys() - {"gateway"}:
+        assert wait_s[name] + drain_node_s[name] - drain_s > grace_s["gateway"]
+    assert wait_s["head"] >= grace_s["gateway"]
+    assert drain_node_s["head"] == 0
 
 
 def test_ports_are_below_those_of_rays_workers(values: str) -> None:

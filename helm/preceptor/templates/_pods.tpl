@@ -74,7 +74,11 @@ topologySpreadConstraints:
 {{- toYaml (mergeOverwrite (dict "requests" $amounts "limits" (deepCopy $amounts)) (.resources | default dict)) -}}
 {{- end -}}
 
-{{/* Environment. KubeRay adds its own, with Ray's token. Takes root, group. */}}
+{{/*
+Environment. KubeRay adds its own, with Ray's token. On SIGTERM Ray drains its node for so many seconds: Serve starts
+replicas elsewhere where there is room, and stops those here in time for their own drain to end. Takes root, group, and
+the grace period of a worker.
+*/}}
 {{- define "preceptor.env" -}}
 env:
   - name: HOME
@@ -85,6 +89,8 @@ env:
     value: /var/tmp
   - name: RAY_USAGE_STATS_ENABLED
     value: "0"
+  - name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+    value: {{ ternary (sub (.grace | default 0 | int) 10) 0 (hasKey . "grace") | quote }}
   {{- with concat .root.Values.extraEnv (.group.extraEnv | default list) }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -100,22 +106,6 @@ env:
 envFrom:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- end -}}
-
-{{/*
-preStop of a worker: Serve starts replicas elsewhere where there is room, stops those here in time for their drain to end
-by the deadline, and only then Ray gets its SIGTERM. Takes the seconds that are left.
-*/}}
-{{- define "preceptor.drain" -}}
-preStop:
-  exec:
-    command:
-      - /bin/bash
-      - -c
-      - >-
-        ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod is ending'
-        --deadline-remaining-seconds {{ . }};
-        while grep -qs '^ray::ServeReplica:' /proc/[0-9]*/cmdline; do sleep 1; done
 {{- end -}}
 
 {{/* Whether Ray's node lives, and its agent with it: what KubeRay asks itself where a container has no probe. */}}

@@ -34,7 +34,10 @@ template:
         {{- . | nindent 8 }}
         {{- end }}
         lifecycle:
-          {{- include "preceptor.drain" (sub (int .grace) 10) | nindent 10 }}
+          # Services forget the pod meanwhile; then Ray gets its SIGTERM, and drains.
+          preStop:
+            exec:
+              command: [/bin/sleep, "5"]
         {{- include (printf "preceptor.%sProbes" .component) .root | nindent 8 }}
         resources:
           {{- include "preceptor.resources" .group | nindent 10 }}
