@@ -50,8 +50,8 @@ class Site:
 
     def client(self, *, token: str | None, has_certificate: bool = True) -> SelectionClient:
         """Returns a client with the rendered TLS settings."""
-        pair = (self.private_key, self.certificate) if has_certificate else (None, None)
-        tls = Tls(self.authority, *pair, server_name=NAME)
+        private_key, certificate = (self.private_key, self.certificate) if has_certificate else (None, None)
+        tls = Tls(self.authority, private_key, certificate, server_name=NAME)
         return SelectionClient(self.target, token=token, tls=tls, timeout_s=60)
 
     def probe(self, name: str) -> int:
