@@ -5,7 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard
 
 from deploy.dashboards.frame import framed, installation, marks, run
-from deploy.dashboards.panels import RATE, RUN, Limits, Query, Row, graph, number
+from deploy.dashboards.panels import RATE, RUN, Limits, Query, Row, graph, number, or_none
 
 _ANSWERS = f"sum(rate(preceptor_super_batches_total{{{RUN}}}{RATE}))"
 _MICRO_BATCHES = f"sum(rate(preceptor_micro_batches_total{{{RUN}}}{RATE}))"
@@ -143,7 +143,7 @@ def _keeping_up() -> Row:
                 "Time spent waiting for credit",
                 "Seconds per second, over the run's streams.",
                 "s",
-                Query(f"sum(rate(preceptor_credit_wait_seconds_total{{{RUN}}}{RATE}))", "waiting"),
+                Query(f"sum(rate(preceptor_credit_wait_seconds_total{{{RUN}}}{RATE})) or vector(0)", "waiting"),
             ),
         ],
     )
@@ -189,7 +189,7 @@ def _stale() -> Row:
                 "bound where it has one.",
                 "short",
                 Query(f"max(preceptor_staleness_steps{{{RUN}}})", "age"),
-                Query(f"max(preceptor_max_staleness_steps{{{RUN}}})", "bound"),
+                Query(f"max(preceptor_max_staleness_steps{{{RUN}}})", "bound", is_bound=True),
                 runbooks=["PreceptorLearnerCopyStale", "PreceptorPushesStopped"],
             ),
             graph(
@@ -206,7 +206,10 @@ def _stale() -> Row:
                 "Pushes that failed",
                 "Per second, by status code.",
                 "suffix:/s",
-                Query(f"sum by (code) (rate(preceptor_failed_weight_pushes_total{{{RUN}}}{RATE}))", "{{code}}"),
+                Query(
+                    or_none(f"sum by (code) (rate(preceptor_failed_weight_pushes_total{{{RUN}}}{RATE}))", "code"),
+                    "{{code}}",
+                ),
                 runbooks=["PreceptorPushesFail"],
             ),
         ],
@@ -262,7 +265,10 @@ def _failing() -> Row:
                 "Failed super-batches by code",
                 "Super-batches answered with an error, per second.",
                 "suffix:/s",
-                Query(f"sum by (code) (rate(preceptor_failed_super_batches_total{{{RUN}}}{RATE}))", "{{code}}"),
+                Query(
+                    or_none(f"sum by (code) (rate(preceptor_failed_super_batches_total{{{RUN}}}{RATE}))", "code"),
+                    "{{code}}",
+                ),
                 runbooks=["PreceptorErrorBudgetBurnsFast"],
             ),
             graph(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard
 
 from deploy.dashboards.frame import framed, installation, run
-from deploy.dashboards.panels import GATEWAY, JOB, RATE, RUN, Limits, Query, Row, graph, number
+from deploy.dashboards.panels import GATEWAY, JOB, RATE, RUN, Limits, Query, Row, graph, number, or_none
 
 
 def overview() -> dashboard.Dashboard:
@@ -169,7 +169,7 @@ def _stale() -> Row:
                 "run's max_staleness_steps where it has one.",
                 "short",
                 Query(f"max by (run) (preceptor_staleness_steps{{{RUN}}})", "{{run}}"),
-                Query(f"max by (run) (preceptor_max_staleness_steps{{{RUN}}})", "{{run}}, bound"),
+                Query(f"max by (run) (preceptor_max_staleness_steps{{{RUN}}})", "{{run}}, bound", is_bound=True),
                 runbooks=["PreceptorLearnerCopyStale"],
             ),
             graph(
@@ -214,7 +214,10 @@ def _failing() -> Row:
                 "Super-batches answered with an error, per second. INVALID_ARGUMENT and FAILED_PRECONDITION are "
                 "the trainer's.",
                 "suffix:/s",
-                Query(f"sum by (code) (rate(preceptor_failed_super_batches_total{{{RUN}}}{RATE}))", "{{code}}"),
+                Query(
+                    or_none(f"sum by (code) (rate(preceptor_failed_super_batches_total{{{RUN}}}{RATE}))", "code"),
+                    "{{code}}",
+                ),
                 runbooks=["PreceptorErrorBudgetBurnsFast", "PreceptorErrorBudgetBurnsSlowly"],
             ),
             graph(
@@ -222,7 +225,8 @@ def _failing() -> Row:
                 "Per second, by method and status code.",
                 "suffix:/s",
                 Query(
-                    f"sum by (method, code) (rate(preceptor_errors_total{{{GATEWAY}}}{RATE}))", "{{method}}, {{code}}"
+                    or_none(f"sum by (method, code) (rate(preceptor_errors_total{{{GATEWAY}}}{RATE}))", "method"),
+                    "{{method}} {{code}}",
                 ),
                 runbooks=["PreceptorCallersRefused"],
             ),
@@ -269,6 +273,7 @@ def _paying() -> Row:
                 "percentunit",
                 Query(f"avg(max by (run) (preceptor_compute_positive{{{RUN}}}))", "runs that pay"),
                 width=6,
+                height=8,
                 limits=Limits(yellow=1, red=0.5, low_is_bad=True),
                 runbooks=["PreceptorComputeNegative"],
             ),
@@ -308,14 +313,17 @@ def _throttled() -> Row:
                 "Seconds per second, over the streams of a run: trainers that are further ahead than "
                 "gateway.window_bytes allows.",
                 "s",
-                Query(f"sum by (run) (rate(preceptor_credit_wait_seconds_total{{{RUN}}}{RATE}))", "{{run}}"),
+                Query(
+                    or_none(f"sum by (run) (rate(preceptor_credit_wait_seconds_total{{{RUN}}}{RATE}))", "run"),
+                    "{{run}}",
+                ),
             ),
             graph(
                 "Select streams",
                 "Open streams of all gateways, and what gateway.max_streams allows.",
                 "short",
                 Query(f"sum by (instance) (preceptor_select_streams{{{GATEWAY}}})", "{{instance}}"),
-                Query(f"max(preceptor_max_select_streams{{{GATEWAY}}})", "limit of one gateway"),
+                Query(f"max(preceptor_max_select_streams{{{GATEWAY}}})", "limit of one gateway", is_bound=True),
                 runbooks=["PreceptorStreamsNearLimit"],
             ),
         ],
@@ -347,6 +355,7 @@ def _running() -> Row:
                 "1 where every gateway can write to it and read from it.",
                 "short",
                 Query(f"min(preceptor_store_up{{{GATEWAY}}})", "up"),
+                height=8,
                 limits=Limits(yellow=1, red=1, low_is_bad=True),
                 runbooks=["PreceptorWeightStoreDegraded"],
             ),
@@ -355,6 +364,7 @@ def _running() -> Row:
                 "Gateways that listen beyond their machine and ask nobody who they are.",
                 "short",
                 Query(f"sum(preceptor_insecure{{{GATEWAY}}})", "insecure"),
+                height=8,
                 limits=Limits(yellow=1, red=1),
                 runbooks=["PreceptorInsecure"],
             ),

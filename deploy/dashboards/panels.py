@@ -16,7 +16,7 @@ from grafana_foundation_sdk.models.common import (
     StackingMode,
     TooltipDisplayMode,
 )
-from grafana_foundation_sdk.models.dashboard import DataSourceRef, Threshold, ThresholdsMode
+from grafana_foundation_sdk.models.dashboard import DataSourceRef, DynamicConfigValue, Threshold, ThresholdsMode
 
 PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
@@ -29,16 +29,28 @@ RUN = f'{GATEWAY}, run=~"$run"'
 RATE = "[$__rate_interval]"
 """The window of a rate: Grafana's choice, never below four scrapes."""
 
+_LETTERS = "ABCDEFGH"
+_DASHED = {"fill": "dash", "dash": [6, 4]}
+
 Panel = timeseries.Panel | stat.Panel
 AnyPanel = TypeVar("AnyPanel", timeseries.Panel, stat.Panel)
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query, and the legend of its series; `{{label}}` stands for a label of theirs."""
+    """A query, and the legend of its series; `{{label}}` stands for a label of theirs.
+
+    `is_bound`: what the other queries of its panel are held against, drawn as a dashed line.
+    """
 
     expr: str
     legend: str
+    is_bound: bool = False
+
+
+def or_none(expr: str, label: str) -> str:
+    """Returns a query that answers 0 for `none` while nothing has happened yet, and no series exists."""
+    return f'{expr} or on () label_replace(vector(0), "{label}", "none", "", "")'
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,9 @@ def graph(
         panel = panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
     if maximum is not None:
         panel = panel.max(maximum)
+    for letter, query in zip(_LETTERS, queries, strict=False):
+        if query.is_bound:
+            panel = panel.override_by_query(letter, [DynamicConfigValue("custom.lineStyle", _DASHED)])
     if limits is not None:
         panel = panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED))
     return _finished(panel, title, description, unit, queries, width, limits, runbooks)
@@ -101,6 +116,7 @@ def number(
     unit: str,
     *queries: Query,
     width: int = 4,
+    height: int = 4,
     limits: Limits | None = None,
     runbooks: Sequence[str] = (),
 ) -> stat.Panel:
@@ -110,7 +126,7 @@ def number(
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .graph_mode(BigValueGraphMode.AREA)
         .color_mode(BigValueColorMode.VALUE)
-        .height(4)
+        .height(height)
     )
     return _finished(panel, title, description, unit, queries, width, limits, runbooks)
 
@@ -126,7 +142,7 @@ def _finished(
     runbooks: Sequence[str],
 ) -> AnyPanel:
     panel.title(title).description(description).unit(unit).span(width).datasource(PROMETHEUS).thresholds(_steps(limits))
-    for letter, query in zip("ABCDEFGH", queries, strict=False):
+    for letter, query in zip(_LETTERS, queries, strict=False):
         panel.with_target(
             prometheus.Dataquery()
             .ref_id(letter)

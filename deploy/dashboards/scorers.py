@@ -127,7 +127,7 @@ def _load() -> Row:
                 "bytes",
                 Query(f"sum(preceptor_in_flight_bytes{{{GATEWAY}}})", "super-batches"),
                 Query(f"sum(preceptor_micro_batch_bytes{{{GATEWAY}}})", "micro-batches at scorers"),
-                Query(f"sum(preceptor_micro_batch_limit_bytes{{{GATEWAY}}})", "bound on these"),
+                Query(f"sum(preceptor_micro_batch_limit_bytes{{{GATEWAY}}})", "bound on these", is_bound=True),
                 runbooks=["PreceptorQueueSaturated"],
             ),
             graph(

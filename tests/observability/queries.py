@@ -21,15 +21,7 @@ class QueryError(Exception):
 
 def metrics_of(query: str) -> set[str]:
     """The names of the metrics that a query selects."""
-    found: set[str] = set()
-
-    def visit(node: promql.Expr) -> None:
-        selector = node.vector_selector if isinstance(node, promql.MatrixSelector) else node
-        if isinstance(selector, promql.VectorSelector):
-            found.add(selector.name or "")
-
-    promql.walk(promql.parse(query), visit)
-    return found
+    return _metrics(promql.parse(query))
 
 
 def labels_of(query: str, known: Mapping[str, Labels]) -> Labels:
@@ -43,6 +35,18 @@ def labels_of(query: str, known: Mapping[str, Labels]) -> Labels:
         QueryError: the query selects an unknown metric, or a label that what it selects from does not have.
     """
     return _labels(promql.parse(query), known)
+
+
+def _metrics(expression: promql.Expr) -> set[str]:
+    found: set[str] = set()
+
+    def visit(node: promql.Expr) -> None:
+        selector = node.vector_selector if isinstance(node, promql.MatrixSelector) else node
+        if isinstance(selector, promql.VectorSelector):
+            found.add(selector.name or "")
+
+    promql.walk(expression, visit)
+    return found
 
 
 def _labels(node: promql.Expr, known: Mapping[str, Labels]) -> Labels:
@@ -91,7 +95,7 @@ def _joined(node: promql.BinaryExpr, known: Mapping[str, Labels]) -> Labels:
         _require(named, right, node.rhs.prettify())
     operator = str(node.op)
     if operator == "or":
-        return left & right
+        return left if not _metrics(node.rhs) else left & right  # a number stands in where nothing is on the left
     if operator in ("and", "unless"):
         return left
     if not left or not right:  # a number or a sum of everything
@@ -109,6 +113,8 @@ def _called(node: promql.Call, known: Mapping[str, Labels]) -> Labels:
     if node.func.name == "histogram_quantile":
         _require({"le"}, labels, node.prettify())
         return labels - {"le"}
+    if node.func.name == "label_replace":
+        return labels | {node.args[1].val}
     return labels
 
 

@@ -57,6 +57,7 @@ class Trainers:
         self.may_push.set()
         self.failures: list[PreceptorError] = []
         self._threads: list[threading.Thread] = []
+        self._steps: dict[str, int] = {}
 
     @contextmanager
     def working(self) -> Iterator[Trainers]:
@@ -88,7 +89,7 @@ class Trainers:
         self._begin(lambda: self._blunder(client, run))
 
     def _train(self, run: Run, trainer: Trainer) -> None:
-        steps = itertools.count(1)
+        steps = itertools.count(self._steps.get(trainer.run_id, 0) + 1)
         while not self.stopped.is_set():
             answers = [self._offer(run, trainer, next(steps)) for _ in range(trainer.at_once)]
             for answer in answers:
@@ -98,6 +99,7 @@ class Trainers:
     def _offer(self, run: Run, trainer: Trainer, step: int) -> Future[Selection]:
         if trainer.rank == 0 and step % trainer.push_every == 0 and self.may_push.is_set():
             run.push_weights(weights(step), step=step)
+        self._steps[trainer.run_id] = step
         candidates = super_batch(step % DISTINCT, trainer.rows)
         return run.submit(candidates, trainer.sub_batch_size, step=step, rank=trainer.rank)
 
