@@ -28,7 +28,7 @@ _DPI = 110
 _GROUND, _PANEL, _EDGE, _INK, _FAINT = "#f4f5f7", "#ffffff", "#dfe1e6", "#24292e", "#6b7280"
 _COLOURS = {"green": "#3a8f4d", "yellow": "#d9a514", "red": "#d0343a"}
 _LINES = ("#2f6fb5", "#e07b28", "#3a8f4d", "#8a5fb0", "#c2433f", "#4fa7a5", "#a0672d", "#767a80")
-_MAX_LEGENDS = 6
+_LONGEST_LEGEND, _LEGEND_ROWS = 34, 3
 _TICK_S = 15
 
 
@@ -126,20 +126,25 @@ def _draw_graph(figure: Figure, frame: Axes, panel: Mapping[str, Any], drawn: Se
         _stack(axes, drawn)
     else:
         for number, one in enumerate(drawn):
-            style = {"color": _FAINT, "linestyle": "--"} if one.is_dashed else {"color": _LINES[number % len(_LINES)]}
-            axes.plot(one.line.times, one.line.values, linewidth=1.5, label=one.legend, **style)
+            colour = _FAINT if one.is_dashed else _LINES[number % len(_LINES)]
+            style = "--" if one.is_dashed else "-"
+            axes.plot(one.line.times, one.line.values, color=colour, linestyle=style, linewidth=1.5, label=one.legend)
     if not drawn:
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color=_FAINT)
     handles, legends = axes.get_legend_handles_labels()
-    shown = [legend if len(legend) < 34 else f"{legend[:32]}…" for legend in legends[:_MAX_LEGENDS]]
-    if shown:
-        room = panel["gridPos"]["w"] * 8
+    if legends:
+        longest = min(_LONGEST_LEGEND, max(map(len, legends)))
+        columns = max(1, min(4, panel["gridPos"]["w"] * 10 // (longest + 7)))
+        room = columns * _LEGEND_ROWS
+        shown = [legend if len(legend) <= longest else f"{legend[: longest - 1]}…" for legend in legends[:room]]
+        if len(legends) > room:
+            shown[-1] = f"and {len(legends) - room + 1} more"
         axes.legend(
-            handles[:_MAX_LEGENDS],
+            handles[:room],
             shown,
             loc="upper left",
             bbox_to_anchor=(0, -0.16),
-            ncols=max(1, min(4, room // (max(map(len, shown)) + 7))),
+            ncols=columns,
             frameon=False,
             fontsize=7.5,
             handlelength=1.2,
@@ -167,8 +172,9 @@ def _stack(axes: Axes, drawn: Sequence[_Drawn]) -> None:
 def _axes_in(axes: Axes, defaults: Mapping[str, Any], start: float, end: float) -> None:
     """Scales and labels the axes in the panel's unit, and draws its limits."""
     high = defaults.get("max") or max(axes.get_ylim()[1], 0.0)
+    limits = [step["value"] for step in defaults["thresholds"]["steps"] if step["value"] is not None]
     if not axes.dataLim.ymax > 0:  # nothing but zeros
-        high = defaults.get("max", 1.0)
+        high = defaults.get("max") or 1.5 * max(limits, default=1.0)
     if "min" in defaults:
         axes.set_ylim(defaults["min"], high)
     if defaults.get("custom", {}).get("thresholdsStyle", {}).get("mode") == "dashed":

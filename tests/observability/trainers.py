@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -57,7 +58,7 @@ class Trainers:
         self.may_push.set()
         self.failures: list[PreceptorError] = []
         self._threads: list[threading.Thread] = []
-        self._steps: dict[str, int] = {}
+        self._steps: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
 
     @contextmanager
     def working(self) -> Iterator[Trainers]:
@@ -89,7 +90,7 @@ class Trainers:
         self._begin(lambda: self._blunder(client, run))
 
     def _train(self, run: Run, trainer: Trainer) -> None:
-        steps = itertools.count(self._steps.get(trainer.run_id, 0) + 1)
+        steps = self._steps[trainer.run_id]  # its ranks go on together
         while not self.stopped.is_set():
             answers = [self._offer(run, trainer, next(steps)) for _ in range(trainer.at_once)]
             for answer in answers:
@@ -99,7 +100,6 @@ class Trainers:
     def _offer(self, run: Run, trainer: Trainer, step: int) -> Future[Selection]:
         if trainer.rank == 0 and step % trainer.push_every == 0 and self.may_push.is_set():
             run.push_weights(weights(step), step=step)
-        self._steps[trainer.run_id] = step
         candidates = super_batch(step % DISTINCT, trainer.rows)
         return run.submit(candidates, trainer.sub_batch_size, step=step, rank=trainer.rank)
 
