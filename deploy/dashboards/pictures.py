@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -18,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
 
 mpl.rcParams["font.family"] = "DejaVu Sans"
 
@@ -25,6 +27,7 @@ _COLUMNS = 24
 _INCHES_WIDE = 16.0
 _INCHES_PER_UNIT = 0.36
 _DPI = 110
+_COLOUR_COUNT = 128
 _GROUND, _PANEL, _EDGE, _INK, _FAINT = "#f4f5f7", "#ffffff", "#dfe1e6", "#24292e", "#6b7280"
 _COLOURS = {"green": "#3a8f4d", "yellow": "#d9a514", "red": "#d0343a"}
 _LINES = ("#2f6fb5", "#e07b28", "#3a8f4d", "#8a5fb0", "#c2433f", "#4fa7a5", "#a0672d", "#767a80")
@@ -75,7 +78,10 @@ def draw(dashboard: Mapping[str, Any], ask: Ask, start: float, end: float, path:
         else:
             axes = _draw_graph(figure, frame, panel, drawn, units)
             _axes_in(axes, panel["fieldConfig"]["defaults"], start, end)
-    figure.savefig(path, dpi=_DPI, facecolor=_GROUND, metadata={"Software": None})
+    drawing = BytesIO()
+    figure.savefig(drawing, dpi=_DPI, facecolor=_GROUND)
+    with Image.open(drawing) as picture:
+        picture.convert("RGB").quantize(_COLOUR_COUNT).save(path, optimize=True)
 
 
 @dataclass(frozen=True)
