@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Runs the command line, or says which extra it needs."""
     try:
-        from preceptor_service.cli import app
+        from preceptor_service.cli.main import app
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("preceptor"):
             raise

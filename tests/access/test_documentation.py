@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from preceptor_service.access.access_file import parse_access
 from preceptor_service.app import start_service
-from preceptor_service.cli import app
+from preceptor_service.cli.main import app
 from preceptor_service.config import parse_config
 from tests.access import calls
 from tests.prerequisites import lacking

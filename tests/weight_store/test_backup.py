@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from preceptor_service.cli import app
+from preceptor_service.cli.main import app
 from preceptor_service.run_store import RunStore
 from preceptor_service.storage import Storage
 from preceptor_service.store_backup import BackupError, back_up, restore

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from preceptor import PreceptorError
-from preceptor_service.cli_connection import Target, TlsCa, TlsCertificate, TlsKey, TlsName, UsesTls, open_client
+from preceptor_service.cli.connection import Target, TlsCa, TlsCertificate, TlsKey, TlsName, UsesTls, open_client
 from preceptor_service.config import ConfigError
 
 

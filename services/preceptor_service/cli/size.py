@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from preceptor import PreceptorError, RunSpec
-from preceptor_service.cli_connection import (
+from preceptor_service.cli.connection import (
     TlsCa,
     TlsCertificate,
     TlsKey,

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from preceptor import PreceptorError, RunSpec, RunStatus
 from preceptor.errors import UnavailableError
-from preceptor_service.cli_connection import (
+from preceptor_service.cli.connection import (
     Target,
     TlsCa,
     TlsCertificate,
@@ -26,14 +26,14 @@ from preceptor_service.cli_connection import (
     UsesTls,
     open_client,
 )
+from preceptor_service.cli.cost import cost
+from preceptor_service.cli.health import health
+from preceptor_service.cli.size import size_trainer
+from preceptor_service.cli.store import store_commands
+from preceptor_service.cli.token import token
 from preceptor_service.config import ConfigError, ServiceConfig, load_config
 from preceptor_service.config_reference import default_yaml
-from preceptor_service.cost_command import cost
-from preceptor_service.health_command import health
 from preceptor_service.service_manager import tell_service_manager
-from preceptor_service.size_command import size_trainer
-from preceptor_service.store_command import store_commands
-from preceptor_service.token_command import token
 
 if TYPE_CHECKING:
     from preceptor_service.gateway.gateway import Ports
