@@ -1,13 +1,13 @@
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 DATA ?= digits
 BIN := .venv/bin
-CODE := clients services proto tests $(wildcard examples benchmarks)
+CODE := clients services proto deploy helm tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast lint format stubs bench constraints
+.PHONY: help venv demo test test-fast test-helm test-observability lint format stubs docs bench constraints
 
 help: ## Show what can be made.
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
 
 venv: .venv/.installed ## Install everything into .venv (again only after pyproject.toml or constraints.txt changed).
 
@@ -19,6 +19,12 @@ test: .venv/.installed ## Run all tests.
 
 test-fast: .venv/.installed ## Run the tests that need neither Ray nor patience.
 	$(BIN)/python -m pytest -m "not ray and not slow"
+
+test-helm: .venv/.installed ## Prove the chart: every values file, Kubernetes and helm; the rendered pods run.
+	$(BIN)/python -m pytest tests/helm
+
+test-observability: .venv/.installed ## Prove metrics, rules, alerts and dashboards against a real Prometheus.
+	$(BIN)/python -m pytest tests/observability
 
 lint: .venv/.installed ## Check style, types, directions of imports, the contract and its stubs.
 	$(BIN)/ruff check $(CODE)
@@ -36,6 +42,11 @@ format: .venv/.installed ## Format code and contract, and mend what can be mende
 
 stubs: .venv/.installed ## Generate the stubs of proto/ again.
 	$(BIN)/python proto/generate.py
+
+docs: .venv/.installed ## Write again what is made from code: settings, metrics, dashboards, the chart's values.
+	$(BIN)/preceptor config > deploy/config.yaml
+	$(BIN)/python -m deploy.dashboards
+	$(BIN)/python helm/readme.py
 
 bench: .venv/.installed ## Measure, and write the results into benchmarks/results/.
 	$(BIN)/python -m benchmarks
