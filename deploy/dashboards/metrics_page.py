@@ -66,7 +66,7 @@ HOW_TO_ASK: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "Who is throttled?": (
-        "Calls that were refused at a limit, by the setting; streams that wait for credit, in seconds per second.",
+        "Calls that were refused at a limit, by the setting; streams without credit, in seconds per second.",
         (
             "sum by (limit) (rate(preceptor_throttled_calls_total[5m]))",
             "sum by (run) (rate(preceptor_credit_wait_seconds_total[5m]))",

@@ -134,13 +134,13 @@ def _keeping_up() -> Row:
             ),
             graph(
                 "Waits for credit",
-                "Super-batches per second that were announced beyond the stream's credit: the trainer is further "
-                "ahead than gateway.window_bytes allows.",
+                "Times per second that a stream of the run had no credit for another super-batch: gateway.window_bytes "
+                "are unanswered, and the trainer cannot run further ahead.",
                 "suffix:/s",
                 Query(f"sum(rate(preceptor_credit_waits_total{{{RUN}}}{RATE}))", "waits"),
             ),
             graph(
-                "Time spent waiting for credit",
+                "Time without credit",
                 "Seconds per second, over the run's streams.",
                 "s",
                 Query(f"sum(rate(preceptor_credit_wait_seconds_total{{{RUN}}}{RATE})) or vector(0)", "waiting"),

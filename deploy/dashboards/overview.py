@@ -309,9 +309,9 @@ def _throttled() -> Row:
                 runbooks=["PreceptorCallersThrottled"],
             ),
             graph(
-                "Time that streams wait for credit",
-                "Seconds per second, over the streams of a run: trainers that are further ahead than "
-                "gateway.window_bytes allows.",
+                "Time that streams have no credit",
+                "Seconds per second, over the streams of a run: gateway.window_bytes are unanswered, and its trainers "
+                "cannot run further ahead.",
                 "s",
                 Query(
                     or_none(f"sum by (run) (rate(preceptor_credit_wait_seconds_total{{{RUN}}}{RATE}))", "run"),

@@ -132,8 +132,14 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric("compute_positive", "gauge", "1", ("run",), "1 where that is below 1, so that selection pays."),
     ),
     "Who is throttled?": (
-        Metric("credit_waits", "counter", "1", ("run",), "Super-batches announced beyond the stream's credit."),
-        Metric("credit_wait_seconds", "counter", "seconds", ("run",), "Time that streams waited for credit."),
+        Metric(
+            "credit_waits",
+            "counter",
+            "1",
+            ("run",),
+            "Times that a stream had no credit for another super-batch like its last, of gateway.window_bytes.",
+        ),
+        Metric("credit_wait_seconds", "counter", "seconds", ("run",), "Time that streams had none."),
         Metric(
             "throttled_calls", "counter", "1", ("limit",), "Calls refused at a limit, by the setting that names it."
         ),

@@ -49,9 +49,8 @@ def test_gateway_and_node_are_targets_that_are_up(live: Live) -> None:
 
 
 def test_every_metric_of_the_table_is_produced(live: Live) -> None:
-    told_once_a_stream_starved = {"credit_wait_seconds"}
     for metric in METRICS:
-        for name in names_of(metric) if metric.name not in told_once_a_stream_starved else ():
+        for name in names_of(metric):
             live.prometheus.wait_for(lambda: live.prometheus.ask(name), f"{name} is produced")  # noqa: B023
 
 
@@ -70,8 +69,6 @@ def test_every_panel_has_data(live: Live, name: str) -> None:
         asked = metrics_of(query.filled_in(VARIABLES))
         if asked & RAY_ON_GPUS.keys() and not torch.cuda.is_available():
             continue
-        if "preceptor_credit_wait_seconds_total" in asked:
-            continue  # nobody starves here; the test without Ray sees it
         live.prometheus.wait_for(lambda: live.has_data(query), f"{query} has data", 60)  # noqa: B023
 
 

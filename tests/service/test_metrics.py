@@ -19,6 +19,7 @@ from tests.service import digits
 from tests.service.architectures import Gate
 from tests.service.conftest import (
     MAX_CHUNK_BYTES,
+    MAX_ROWS,
     MAX_STREAMS,
     MAX_SUPER_BATCH_BYTES,
     WINDOW_BYTES,
@@ -236,6 +237,20 @@ def test_waiting_for_credit_is_counted_and_timed(raw: RawChannel, gated_run: Run
     assert call.answer().WhichOneof("kind") == "selection"
     wait_until(lambda: seen("credit_wait_seconds_total") > 0, "the wait was timed")
     call.cancel()
+
+
+def test_a_client_that_runs_as_far_ahead_as_it_may_is_seen_to_wait(gated_run: Run, gate: Gate, seen: Seen) -> None:
+    body_bytes = MAX_ROWS * 16
+    gate.close()
+    futures = [
+        gated_run.submit(digits.gated_candidates(step, MAX_ROWS), sub_batch_size=4, step=step)
+        for step in range(1 + WINDOW_BYTES // body_bytes)
+    ]
+    wait_until(lambda: seen("credit_waits_total") == 1, "the full window was noticed")
+    gate.open()
+    for future in futures:
+        future.result()
+    assert seen("credit_wait_seconds_total") > 0
 
 
 def test_what_has_not_happened_yet_is_0_and_not_absent(run: Run, metrics: Metrics) -> None:

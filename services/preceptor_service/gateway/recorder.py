@@ -27,7 +27,8 @@ class Recorder:
         metrics, run_id = self._metrics, run.run_id
         for reason in get_args(FallbackReason):
             metrics.fallbacks.labels(run_id, reason)
-        for counter in (metrics.super_batches, metrics.non_finite, metrics.rescored, metrics.credit_waits):
+        credit = (metrics.credit_waits, metrics.credit_wait_seconds)
+        for counter in (metrics.super_batches, metrics.non_finite, metrics.rescored, *credit):
             counter.labels(run_id)
 
     def answered(
@@ -71,11 +72,11 @@ class Recorder:
             self._metrics.failed_pushes.labels(run.run_id, error.code).inc()
 
     def waits_for_credit(self, run: ActiveRun) -> None:
-        """Records a super-batch that was announced beyond its stream's credit."""
+        """Records that a stream has no credit for another super-batch."""
         self._metrics.credit_waits.labels(run.run_id).inc()
 
     def waited_for_credit(self, run: ActiveRun, waited_s: float) -> None:
-        """Records how long it waited."""
+        """Records how long it had none."""
         self._metrics.credit_wait_seconds.labels(run.run_id).inc(waited_s)
 
     def _scores(self, run_id: str, selected: Selected) -> None:

@@ -82,6 +82,7 @@ class SelectStream:
         self._unanswered_bytes = 0
         self._unanswered = 0
         self._starved_since: float | None = None
+        self._wanted_bytes = 0
 
     async def serve(
         self,
@@ -145,9 +146,7 @@ class SelectStream:
 
     def _announced(self, header: selection_pb2.SuperBatchHeader) -> _Arriving:
         check_body_bytes(header.body_bytes, self._config)
-        if self._unanswered_bytes + header.body_bytes > self._config.window_bytes:
-            self._starved_since = time.perf_counter()
-            self._recorder.waits_for_credit(self._run)
+        self._watch_credit(header.body_bytes)
         return _Arriving(header, Body(header.body_bytes))
 
     def _receive(self, arriving: _Arriving, chunk: selection_pb2.Chunk) -> None:
@@ -164,6 +163,16 @@ class SelectStream:
                 f"{self._unanswered_bytes} bytes are unanswered, the window is {self._config.window_bytes}; "
                 "wait for credit"
             )
+
+    def _watch_credit(self, wanted_bytes: int) -> None:
+        """Notes since when there has been no credit for a super-batch of `wanted_bytes`."""
+        self._wanted_bytes = wanted_bytes
+        if self._starved_since is None and self._is_starved():
+            self._starved_since = time.perf_counter()
+            self._recorder.waits_for_credit(self._run)
+
+    def _is_starved(self) -> bool:
+        return self._unanswered_bytes + self._wanted_bytes > self._config.window_bytes
 
     async def _accept(self, arriving: _Arriving) -> None:
         """Starts work on a super-batch, its learner version pinned in the order of arrival.
@@ -194,6 +203,8 @@ class SelectStream:
         self._metrics.unanswered.inc()
         self._tasks.add(answer)
         answer.add_done_callback(self._tasks.discard)
+        # The shipped client announces nothing beyond its credit, so whether another one fits is asked here.
+        self._watch_credit(header.body_bytes)
         await self._pending.put(_Pending(answer, header.body_bytes))
 
     async def _answer(
@@ -242,7 +253,7 @@ class SelectStream:
             self._metrics.in_flight_bytes.dec(pending.body_bytes)
             self._unanswered -= 1
             self._metrics.unanswered.dec()
-            if self._starved_since is not None:
+            if self._starved_since is not None and not self._is_starved():
                 waited = time.perf_counter() - self._starved_since
                 self._recorder.waited_for_credit(self._run, waited)
                 self._starved_since = None
