@@ -118,6 +118,10 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("persistence.enabled is false", "extraVolumeMounts"),
     ),
     "a relative store": ({"config": {"weights": {"path": "store"}}}, ("config.weights.path is store", "absolute")),
+    "a cache on the image's own root": (
+        {"config": {"weights": {"path": "s3://bucket/weights", "cache_path": "cache"}}},
+        ("config.weights.cache_path is cache", "absolute"),
+    ),
     "a claim besides an object store": (
         {"config": {"weights": {"path": "s3://bucket/weights"}}, "persistence": {"existingClaim": "c"}},
         ("persistence.existingClaim c",),

@@ -136,9 +136,11 @@ def test_what_is_written_has_a_volume(values: str) -> None:
 def test_gateways_and_scorers_share_one_store(values: str) -> None:
     rendering = render(values)
     store = str(parse_config(rendering.config).weights.path)
+    cache = str(parse_config(rendering.config).weights.cache_path)
     is_remote = ":/" in store
     for name in rendering.groups:
         assert (store in paths(rendering, name)) != is_remote
+        assert (cache in paths(rendering, name)) == is_remote
     assert store not in paths(rendering, "head")
     assert bool(rendering.of("PersistentVolumeClaim")) == (not is_remote and values != "air-gapped")
 

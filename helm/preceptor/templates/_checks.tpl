@@ -114,7 +114,11 @@
 
 {{- define "preceptor.checks.store" -}}
 {{- $path := include "preceptor.weightsPath" . -}}
-{{- if contains "://" $path -}}
+{{- if include "preceptor.isRemote" . -}}
+{{- $cache := include "preceptor.cachePath" . -}}
+{{- if not (hasPrefix "/" $cache) -}}
+{{- fail (printf "config.weights.cache_path is %s: in a pod it is a volume, and so an absolute path" $cache) -}}
+{{- end -}}
 {{- if .Values.persistence.existingClaim -}}
 {{- fail (printf "config.weights.path is %s, so persistence.existingClaim %s would stay unused: remove it" $path .Values.persistence.existingClaim) -}}
 {{- end -}}

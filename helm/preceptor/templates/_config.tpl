@@ -48,9 +48,18 @@
 {{- dig "weights" "path" "preceptor-store" .Values.config -}}
 {{- end -}}
 
+{{/* "true" where the weight store is an object store. */}}
+{{- define "preceptor.isRemote" -}}
+{{- if contains "://" (include "preceptor.weightsPath" .) -}}true{{- end -}}
+{{- end -}}
+
+{{- define "preceptor.cachePath" -}}
+{{- dig "weights" "cache_path" "preceptor-cache" .Values.config -}}
+{{- end -}}
+
 {{/* "true" where the weight store is a directory of a volume of this chart. */}}
 {{- define "preceptor.hasVolume" -}}
-{{- if and .Values.persistence.enabled (not (contains "://" (include "preceptor.weightsPath" .))) -}}true{{- end -}}
+{{- if and .Values.persistence.enabled (not (include "preceptor.isRemote" .)) -}}true{{- end -}}
 {{- end -}}
 
 {{- define "preceptor.claimName" -}}

@@ -23,6 +23,10 @@
 - name: store
   persistentVolumeClaim:
     claimName: {{ include "preceptor.claimName" . }}
+{{- else if include "preceptor.isRemote" . }}
+# The service keeps it within config.weights.cache_bytes.
+- name: cache
+  emptyDir: {}
 {{- end }}
 {{- end -}}
 
@@ -30,6 +34,9 @@
 {{- if include "preceptor.hasVolume" . }}
 - name: store
   mountPath: {{ include "preceptor.weightsPath" . }}
+{{- else if include "preceptor.isRemote" . }}
+- name: cache
+  mountPath: {{ include "preceptor.cachePath" . }}
 {{- end }}
 {{- end -}}
 
