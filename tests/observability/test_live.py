@@ -107,7 +107,8 @@ def test_a_trainer_that_stops_pushing_gets_fallbacks_and_alerts(live: Live) -> N
 
 
 def test_more_work_than_scorers_can_do_alerts(live: Live) -> None:
-    live.trainers.start(live.client, replace(LETTERS, rank=1, at_once=12, pause_s=0))
+    for rank in (1, 2):  # while one waits for its last answers, the other offers more
+        live.trainers.start(live.client, replace(LETTERS, rank=rank, at_once=12, pause_s=0))
     assert live.wait_until_firing("PreceptorQueueSaturated")["component"] == "gateway"
 
 
