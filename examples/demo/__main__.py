@@ -21,9 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     complaints = Console(stderr=True, style="red", highlight=False, markup=False, soft_wrap=True)
     with console.status("loading …"):
         from examples.demo import comparison
-        from examples.demo.data import DataMissingError
         from preceptor import PreceptorError
         from preceptor_service.config import ConfigError
+        from preceptor_service.reference.demo_data import DataMissingError
     # So far nothing was started, and Ctrl-C just ended the process. From here on there is something to stop.
     for number in _SIGNALS:
         signal.signal(number, _interrupt)

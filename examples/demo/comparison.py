@@ -16,7 +16,6 @@ from rich.console import Console
 from torch import nn
 
 from examples.demo import picture, table
-from examples.demo.data import Parts, load
 from examples.demo.progress import progress
 from examples.demo.training import (
     ARCHITECTURE,
@@ -33,6 +32,7 @@ from examples.demo.training import (
 from preceptor import RunSpec, SelectionClient
 from preceptor_service.app import start_service
 from preceptor_service.config import parse_config
+from preceptor_service.reference.demo_data import Parts, load
 
 ARMS = {"uniform": ("uniform", "uniform"), "learnability": ("learnability", "softmax")}
 """Name → score and selector."""

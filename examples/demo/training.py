@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from examples.demo.data import NUM_CLASSES, Images, Parts
 from preceptor import Run
 from preceptor.torch import SelectingLoader, forward_flops
 from preceptor_service.models import ArchitectureRegistry
+from preceptor_service.reference.demo_data import NUM_CLASSES, Images, Parts
 
 ARCHITECTURE = "small_cnn"
 

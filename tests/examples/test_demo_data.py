@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from examples.demo import data
+from preceptor_service.reference import demo_data as data
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from preceptor_service.cli.health import health
 from preceptor_service.cli.size import size_trainer
 from preceptor_service.cli.store import store_commands
 from preceptor_service.cli.token import token
+from preceptor_service.cli.train_reference import train_reference
 from preceptor_service.config import ConfigError, ServiceConfig, load_config
 from preceptor_service.config_reference import default_yaml
 from preceptor_service.service_manager import tell_service_manager
@@ -54,6 +55,7 @@ app.add_typer(store_commands, name="store")
 app.command()(health)
 app.command()(cost)
 app.command("size")(size_trainer)
+app.command("train-reference")(train_reference)
 
 
 @app.command()

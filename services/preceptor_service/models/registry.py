@@ -68,10 +68,10 @@ class ArchitectureRegistry:
         """Returns the names that a run may use, sorted."""
         return tuple(sorted(self._architectures))
 
-    def build(self, architecture: str, config: Mapping[str, Any]) -> nn.Module:
+    def build(self, architecture: str, config: Mapping[str, Any], seed: int = 0) -> nn.Module:
         """Returns the untrained model on torch's current default device, the same for the same arguments.
 
-        Torch's global random state is neither read nor changed.
+        Torch's global random state is neither read nor changed: initial weights come from `seed`.
 
         Raises:
             InvalidRunError: unknown architecture; unknown, missing, mistyped or out-of-range setting.
@@ -80,7 +80,7 @@ class ArchitectureRegistry:
         if function is None:
             raise InvalidRunError(f"model is {_shown(architecture)}; this service knows {list(self.names())}")
         try:
-            with own_random_stream():
+            with own_random_stream(seed):
                 return function(**config)
         except ValidationError as error:
             raise InvalidRunError(_complaint(architecture, function, error)) from error

@@ -1,0 +1,245 @@
+"""`preceptor train-reference`: a reference from data worth imitating, with a card that says what it is."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from preceptor.errors import PreceptorError
+from preceptor_service.config import ConfigError, load_config
+from preceptor_service.reference.errors import JobError
+
+if TYPE_CHECKING:
+    from preceptor_service.models import ArchitectureRegistry
+    from preceptor_service.reference.dataset import Dataset
+    from preceptor_service.reference.train_job import Model, Watcher
+    from preceptor_service.reference.training import Training
+
+_INTERRUPTED = 130
+_GIB = 1 << 30
+_DEVICES: dict[str, Literal["auto", "cpu", "cuda"]] = {"auto": "auto", "cpu": "cpu", "cuda": "cuda"}
+_DEMO_MODEL = "small_cnn"
+
+console = Console()
+
+
+def train_reference(
+    output: Annotated[Path, typer.Argument(help="Directory for reference.safetensors and card.json.")],
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Parquet or Arrow file, or a directory of them; may be repeated.")
+    ] = None,
+    demo: Annotated[str | None, typer.Option(help="The demo's clean part instead: digits or fashion-mnist.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Where a column is named otherwise: label=fine_label; may be repeated.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="classification, image_text or causal_lm.")] = "classification",
+    model: Annotated[str, typer.Option(help="Architecture, as a run names it.")] = _DEMO_MODEL,
+    model_config: Annotated[str, typer.Option(help="Its settings, as JSON.")] = "{}",
+    contrast: Annotated[str, typer.Option(help="Loss that image_text trains with: softmax or sigmoid.")] = "softmax",
+    epochs: Annotated[int, typer.Option(help="Times that every example is trained on.")] = 20,
+    batch_rows: Annotated[int, typer.Option(help="Examples of one update.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="AdamW's at the start; it decays to 0.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of initial weights, hold-out, order and dropout.")] = 0,
+    hold_out: Annotated[float, typer.Option(help="Share of the rows to measure on and not to train on.")] = 0.1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Of torch on a CPU; none: all cores.")] = None,
+    max_gib: Annotated[float, typer.Option(help="Bound on the data, which is held in memory.")] = 8.0,
+    checkpoint_interval: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 30.0,
+    config: Annotated[
+        Path | None, typer.Option(help="The service's settings, for architectures of the operator's own.")
+    ] = None,
+) -> None:
+    """Train a reference. Ctrl-C or a kill loses little: the same command goes on, and comes to the same weights."""
+    try:
+        with _stopping() as stopping:
+            with console.status("reading …"):
+                # Bring torch, which takes seconds that other commands need not wait.
+                from preceptor_service.models import ArchitectureRegistry
+                from preceptor_service.reference import train_job
+                from preceptor_service.reference.training import Recipe
+
+                place = _choice("--device", device, _DEVICES)
+                recipe = Recipe(epochs, batch_rows, learning_rate, weight_decay, seed, hold_out)
+                _set_threads(threads)
+                registry = ArchitectureRegistry(load_config(config).architectures)
+                settings = _settings(model_config)
+                if demo is not None:
+                    given, found = _demo(demo, seed, data, column)
+                    settings = {**given, **settings}
+                wanted = train_job.Model(task, model, settings, contrast)
+                if demo is None:
+                    found = _read(wanted, registry, data, column, max_gib)
+                else:
+                    found = _checked(wanted, registry, found)
+            if stopping.is_set():
+                raise KeyboardInterrupt
+            with _bar() as watch:
+                card = train_job.train_reference(
+                    wanted,
+                    recipe,
+                    found,
+                    output,
+                    registry,
+                    place,
+                    checkpoint_interval,
+                    stopping.is_set,
+                    watch,
+                )
+    except (JobError, ConfigError, PreceptorError, ValueError) as error:
+        sys.stderr.write(f"preceptor: {error}\n")
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write("preceptor: stopped before the training began\n")
+        raise typer.Exit(_INTERRUPTED) from interrupt
+    if card is None:
+        sys.stderr.write(f"preceptor: stopped; the same command goes on from the checkpoint in {output}\n")
+        raise typer.Exit(_INTERRUPTED)
+    sys.stdout.write(_summary(output, card))
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Yields an event that Ctrl-C and SIGTERM set; a second one ends the process at once."""
+    stopping = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stopping.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _bar() -> Iterator[Watcher]:
+    """Shows a bar over all updates while it lasts, with the last loss and what the last epoch came to."""
+    columns = (
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TextColumn("updates"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("training", total=None, note="")
+
+        def watch(training: Training, loss: float | None) -> None:
+            note = "" if loss is None else f"loss {loss:.3f}"
+            if training.epochs and training.epochs[-1].hold_out_accuracy is not None:
+                note += f", hold-out {training.epochs[-1].hold_out_loss:.3f}"
+                note += f", {training.epochs[-1].hold_out_accuracy:.1%}"
+            progress.update(bar, total=training.updates, completed=training.done, note=note)
+
+        yield watch
+
+
+def _settings(model_config: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(model_config)
+    except ValueError as error:
+        raise JobError(f"--model-config is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise JobError(f'--model-config is {model_config[:64]!r}; give an object, such as {{"width": 16}}')
+    return settings
+
+
+def _read(
+    model: Model, registry: ArchitectureRegistry, data: list[Path] | None, column: list[str] | None, max_gib: float
+) -> Dataset:
+    from preceptor_service.reference.dataset import read_dataset
+    from preceptor_service.reference.train_job import columns_of
+
+    if not data:
+        raise JobError("there is no data; give --data PATH, or --demo digits")
+    columns = columns_of(model, registry)
+    names = renamed(column, [wanted.name for wanted in columns])
+    return read_dataset(data, columns, names, int(max_gib * _GIB))
+
+
+def renamed(column: list[str] | None, known: list[str]) -> dict[str, str]:
+    """Returns what `--column ours=theirs` says, ours → theirs.
+
+    Raises:
+        JobError: it is not of that form, or ours is not among `known`.
+    """
+    names = {}
+    for pair in column or []:
+        ours, _, theirs = pair.partition("=")
+        if ours not in known or not theirs:
+            raise JobError(f"--column is {pair[:64]!r}; give OURS=THEIRS, with one of {', '.join(known)} first")
+        names[ours] = theirs
+    return names
+
+
+def _demo(name: str, seed: int, data: list[Path] | None, column: list[str] | None) -> tuple[dict[str, Any], Dataset]:
+    """Returns the demo's clean part, and the settings of a model that reads it."""
+    from preceptor_service.reference import demo_data
+    from preceptor_service.reference.dataset import Dataset
+
+    if data or column:
+        raise JobError(f"--demo is {name[:64]!r}, which needs no --data and no --column; give one or the other")
+    _choice("--demo", name, {known: known for known in demo_data.DATA_SETS})
+    try:
+        clean = demo_data.load(name, seed).clean
+    except (ImportError, demo_data.DataMissingError) as error:
+        raise JobError(f"the demo's data is not here: {error}") from error
+    settings = {"in_channels": 1, "image_size": clean.image.shape[-1], "num_classes": demo_data.NUM_CLASSES}
+    return settings, Dataset({"image": clean.image, "label": clean.label}, len(clean))
+
+
+def _checked(model: Model, registry: ArchitectureRegistry, found: Dataset) -> Dataset:
+    """Returns the demo's data, once the model is known to read it."""
+    from preceptor_service.reference.dataset import checked
+    from preceptor_service.reference.train_job import columns_of
+
+    columns = columns_of(model, registry)
+    for column in columns:
+        values = found.columns.get(column.name)
+        if values is None or values.shape[1:] != column.shape or values.dtype != column.dtype:
+            raise JobError(
+                f"the demo has {', '.join(f'{n} {v.dtype}{list(v.shape[1:])}' for n, v in found.columns.items())}; "
+                f"the model reads {column.name} {column.dtype}{list(column.shape)}"
+            )
+    return checked(found.columns, columns)
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise JobError(f"--threads is {threads}; it must be 1 or above")
+    torch.set_num_threads(threads)
+
+
+def _choice(option: str, value: str, choices: dict[str, Any]) -> Any:
+    if value not in choices:
+        raise JobError(f"{option} is {value[:64]!r}; choose one of {', '.join(choices)}")
+    return choices[value]
+
+
+def _summary(output: Path, card: dict[str, Any]) -> str:
+    held_out = card["hold_out"]
+    measured = (
+        "nothing was held out"
+        if held_out["loss"] is None
+        else f"loss {held_out['loss']:.4f}, accuracy {held_out['accuracy']:.1%} ({held_out['accuracy_of']}), "
+        f"on {held_out['rows']:,} rows held out"
+    )
+    return f"{output / card['weights']['file']}  {card['weights']['digest']}\n{measured}\n"
