@@ -77,6 +77,14 @@ class Metrics:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
+    def series(self) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+        """Name and labels of every sample."""
+        return {
+            (sample.name, frozenset(sample.labels.items()))
+            for family in text_string_to_metric_families(self.text())
+            for sample in family.samples
+        }
+
     def runs(self) -> set[str]:
         """The runs that any series names."""
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from tests.service.conftest import (
     target_of,
     wait_until,
 )
-from tests.service.raw import RawChannel, chunk, header, select_open, super_batch
+from tests.service.raw import RawChannel, chunk, header, push_messages, select_open, super_batch
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +181,21 @@ def test_calls_that_end_in_an_error_are_counted_by_method_and_code(
     raw.call("Select", b"\xff").status()
     assert metrics.value(name, method="GetRun", code="NOT_FOUND") == unknown + 1
     assert metrics.value(name, method="Select", code="INVALID_ARGUMENT") == broken + 1
+
+
+def test_what_does_not_exist_makes_no_series(client: SelectionClient, raw: RawChannel, metrics: Metrics) -> None:
+    known = metrics.series()
+    for number in range(20):
+        stranger = f"stranger-{number}"
+        for call in (client.get_run, client.delete_run):
+            with suppress(RunNotFoundError):
+                call(stranger)
+        raw.call("Select", select_open(stranger), *super_batch(digits.candidates(number))).status()
+        raw.call("PushWeights", *push_messages(b"weights", run_id=stranger)).status()
+    new = metrics.series() - known
+    assert {name for name, _ in new} <= {"preceptor_errors_total", "preceptor_errors_created"}
+    assert {dict(labels)["method"] for _, labels in new} <= {"GetRun", "DeleteRun", "Select", "PushWeights"}
+    assert len(new) <= 8
 
 
 def test_scores_that_are_not_finite_are_counted(client: SelectionClient, run_id: str, seen: Seen) -> None:
