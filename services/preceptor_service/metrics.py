@@ -27,6 +27,9 @@ LIMITS = (
 CREDENTIAL_SOURCES = ("access_file", "certificate", "oidc_keys")
 """Files and keys that are read again when they change."""
 
+SERVICE_CODES = ("DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNKNOWN")
+"""Codes of failures that are the service's own; they spend the error budget. Any other says what a trainer got wrong."""
+
 STAGES = ("receive", "decode", "losses", "select", "total")
 """Stages of a super-batch, as in `StageTimings`."""
 
@@ -39,8 +42,8 @@ class Metric:
         name: without the prefix `preceptor_`, and without the `_total` that every counter ends in.
         kind: its Prometheus type.
         unit: of its value; `"1"` for a number, a share or a truth value.
-        labels: `run` has at most `limits.max_runs` values at once, and its series end with the run; every other label
-            has a fixed set of values.
+        labels: `run` has at most `limits.max_runs` values at once; its series end with the run, and gauges with its last
+            Select stream at the gateway. Every other label has a fixed set of values.
         meaning: one sentence.
     """
 
@@ -92,7 +95,7 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
     ),
     "How stale?": (
         Metric("learner_version", "gauge", "1", ("run",), "Learner version that new answers use."),
-        Metric("staleness_steps", "gauge", "1", ("run",), "Age of the learner copy at the last answer, in steps."),
+        Metric("staleness_steps", "gauge", "1", ("run",), "Age of the learner copy at the last super-batch, in steps."),
         Metric("max_staleness_steps", "gauge", "1", ("run",), "The run's bound on that age, where it has one."),
         Metric(
             "last_push_timestamp_seconds", "gauge", "seconds", ("run",), "When the learner copy in use was committed."
@@ -258,6 +261,12 @@ class GatewayMetrics:
             self.throttled.labels(limit)
         for source in CREDENTIAL_SOURCES:
             self.credential_failures.labels(source)
+
+    def rest_run(self, run_id: str) -> None:
+        """Drops the gauges of a run that nobody selects for here any more; what was counted stays."""
+        for metric in self._per_run:
+            if isinstance(metric, Gauge):
+                metric.remove_by_labels({"run": run_id})
 
     def forget_run(self, run_id: str) -> None:
         """Drops every series of a deleted run."""

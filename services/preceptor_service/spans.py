@@ -167,8 +167,8 @@ class _TracedPool:
     async def load(self, models: ScoringModels) -> LoadReport:
         return await self._pool.load(models)
 
-    async def deployed(self) -> Deployed | None:
-        return await self._pool.deployed()
+    def deployed(self) -> Deployed | None:
+        return self._pool.deployed()
 
     async def close(self) -> None:
         await self._pool.close()

@@ -48,7 +48,7 @@ class FragilePool:
     async def load(self, models: ScoringModels) -> LoadReport:
         raise NotImplementedError
 
-    async def deployed(self) -> Deployed:
+    def deployed(self) -> Deployed:
         raise NotImplementedError
 
     async def close(self) -> None:

@@ -12,7 +12,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from preceptor import Run, SelectionClient
-from preceptor.errors import InvalidSuperBatchError, OverloadedError, RunNotFoundError, StaleWeightsError
+from preceptor.errors import (
+    DeadlineExceededError,
+    InvalidSuperBatchError,
+    OverloadedError,
+    RunNotFoundError,
+    StaleWeightsError,
+)
 from preceptor_service.app import RunningService
 from preceptor_service.config import ServiceConfig
 from preceptor_service.metrics import CREDENTIAL_SOURCES, LIMITS, METRICS
@@ -104,6 +110,36 @@ def test_the_bound_on_staleness_is_shown_beside_it(client: SelectionClient, run_
     run.push_weights(digits.weights(1), step=0)
     run.select(digits.candidates(1), sub_batch_size=4, step=3)
     assert seen("max_staleness_steps") == 30
+
+
+def test_a_run_that_waits_for_a_push_shows_how_old_its_copy_is_and_that_it_waits(
+    client: SelectionClient, run_id: str, metrics: Metrics, seen: Seen
+) -> None:
+    settings = {"max_staleness_steps": 5, "on_stale": "wait", "deadline_s": 2.0}
+    run = client.create_run(digits.spec(run_id, score="hard_learner", **settings))
+    run.push_weights(digits.weights(1), step=0)
+    waiting = run.submit(digits.candidates(1), sub_batch_size=4, step=50)
+    wait_until(lambda: seen("staleness_steps") == 50, "the age was shown")
+    assert metrics.value("preceptor_unanswered_super_batches") == 1
+    with pytest.raises(DeadlineExceededError):
+        waiting.result()
+    assert seen("failed_super_batches_total", code="DEADLINE_EXCEEDED") == 1
+    assert (seen("staleness_steps"), seen("max_staleness_steps")) == (50, 5)
+
+
+def test_gauges_of_a_run_end_with_its_last_stream_and_what_was_counted_stays(
+    service: RunningService, run: Run, metrics: Metrics, seen: Seen
+) -> None:
+    first, last = SelectionClient(target_of(service)), SelectionClient(target_of(service))
+    for step, trainer in enumerate((first, last)):
+        trainer.get_run(run.run_id).select(digits.candidates(step), sub_batch_size=8, step=step)
+    streams = metrics.value("preceptor_select_streams")
+    first.close()
+    wait_until(lambda: metrics.value("preceptor_select_streams") == streams - 1, "the first stream ended")
+    assert seen("learner_version") == 1
+    last.close()
+    wait_until(lambda: seen("learner_version") == 0, "the gauges ended with the last one")
+    assert seen("super_batches_total") == 2
 
 
 def test_a_push_that_fails_is_counted_by_code(run: Run, seen: Seen) -> None:

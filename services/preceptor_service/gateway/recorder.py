@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import get_args
 
 import numpy as np
@@ -10,7 +11,7 @@ from preceptor.errors import PreceptorError
 from preceptor.runs import seconds
 from preceptor.v1 import selection_pb2
 from preceptor_service.cost_meter import Cost
-from preceptor_service.metrics import STAGES, GatewayMetrics
+from preceptor_service.metrics import SERVICE_CODES, STAGES, GatewayMetrics
 from preceptor_service.pipeline import FallbackReason, Selected
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.weight_store import Role
@@ -21,15 +22,34 @@ class Recorder:
 
     def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
+        self._streams: Counter[str] = Counter()
 
     def opened(self, run: ActiveRun) -> None:
-        """Begins the series of a run whose first event must be seen as an increase."""
+        """Records a new stream; begins the series of a run whose first event must be seen as an increase."""
         metrics, run_id = self._metrics, run.run_id
+        self._streams[run_id] += 1
+        for code in SERVICE_CODES:
+            metrics.failures.labels(run_id, code)
         for reason in get_args(FallbackReason):
             metrics.fallbacks.labels(run_id, reason)
         credit = (metrics.credit_waits, metrics.credit_wait_seconds)
         for counter in (metrics.super_batches, metrics.non_finite, metrics.rescored, *credit):
             counter.labels(run_id)
+
+    def closed(self, run: ActiveRun) -> None:
+        """Records the end of a stream. With a run's last one here its gauges end: others tell what is true from now on."""
+        self._streams[run.run_id] -= 1
+        if not self._streams[run.run_id]:
+            del self._streams[run.run_id]
+            self._metrics.rest_run(run.run_id)
+
+    def arrived(self, run: ActiveRun, step: int) -> None:
+        """Shows how old the learner copy is for a super-batch that now waits to be answered."""
+        metrics, run_id = self._metrics, run.run_id
+        if run.spec.max_staleness_steps is not None:
+            metrics.max_staleness.labels(run_id).set(run.spec.max_staleness_steps)
+        if run.rule.needs_learner and run.learner is not None:
+            metrics.staleness.labels(run_id).set(step - run.learner.step)
 
     def answered(
         self,
@@ -101,8 +121,6 @@ class Recorder:
     def _learner(self, run: ActiveRun, pinned: Pinned) -> None:
         """Shows the learner version of the answer, or the one that was too old for it."""
         metrics, run_id = self._metrics, run.run_id
-        if run.spec.max_staleness_steps is not None:
-            metrics.max_staleness.labels(run_id).set(run.spec.max_staleness_steps)
         if pinned.learner is not None and pinned.staleness_steps is not None:
             metrics.learner_version.labels(run_id).set(pinned.learner.version)
             metrics.staleness.labels(run_id).set(pinned.staleness_steps)

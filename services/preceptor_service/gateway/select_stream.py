@@ -103,13 +103,13 @@ class SelectStream:
             max_super_batch_bytes=self._config.max_super_batch_bytes,
             max_chunk_bytes=self._config.max_chunk_bytes,
         )
-        self._recorder.opened(self._run)
         await context.write(selection_pb2.SelectResponse(opened=limits))
         reader = asyncio.create_task(self._read(requests))
         writer = asyncio.create_task(self._write(context))
         drain = asyncio.create_task(draining.wait())
         deletion = asyncio.create_task(self._run.deleted.wait())
         last: asyncio.Task[None] | None = None
+        self._recorder.opened(self._run)
         try:
             await asyncio.wait({reader, writer, drain, deletion}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
@@ -127,6 +127,7 @@ class SelectStream:
                     task.cancel()
             self._metrics.in_flight_bytes.dec(self._unanswered_bytes)
             self._metrics.unanswered.dec(self._unanswered)
+            self._recorder.closed(self._run)
 
     async def _read(self, requests: AsyncIterator[selection_pb2.SelectRequest]) -> None:
         arriving: _Arriving | None = None
@@ -182,10 +183,13 @@ class SelectStream:
         """
         arriving.received = time.perf_counter()
         header = arriving.header
+        self._unanswered += 1
+        self._metrics.unanswered.inc()
         deadline = asyncio.get_running_loop().time() + self._run.deadline_s
         pinned: Pinned | selection_pb2.Selection | PreceptorError
         try:
             _check_header(header, self._config)
+            self._recorder.arrived(self._run, header.step)
             pinned = self._answers.find(*self._step(header), self._observed_version) or await self._pipeline.pin(
                 self._run, header.step, self._observed_version, deadline
             )
@@ -199,8 +203,6 @@ class SelectStream:
         answer = asyncio.create_task(
             self._tracing.super_batch(arrival, partial(self._answer, arriving, pinned, deadline))
         )
-        self._unanswered += 1
-        self._metrics.unanswered.inc()
         self._tasks.add(answer)
         answer.add_done_callback(self._tasks.discard)
         # The shipped client announces nothing beyond its credit, so whether another one fits is asked here.

@@ -57,7 +57,7 @@ class InProcessPool:
             return LoadReport(loaded=0, asked=1)
         return LoadReport(loaded=1, asked=1)
 
-    async def deployed(self) -> Deployed:
+    def deployed(self) -> Deployed:
         """Tells that there is one scorer, until the pool is closed."""
         return Deployed(target=1, running=int(not self._is_closed), updating={})
 

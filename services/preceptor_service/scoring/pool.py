@@ -132,8 +132,8 @@ class ScorerPool(Protocol):
         """
         ...
 
-    async def deployed(self) -> Deployed | None:
-        """Tells how many scorers there are; None where nobody answers just now."""
+    def deployed(self) -> Deployed | None:
+        """Tells how many scorers there are; None where nobody can. May block for as long as nobody answers."""
         ...
 
     async def close(self) -> None:

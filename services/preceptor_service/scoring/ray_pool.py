@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 _ANSWER_MARGIN_S = 5.0
 """A replica answers after its own load time-out; only one that hangs does not."""
 
-_STATUS_TIMEOUT_S = 5.0
 
 _LOST = (RayActorError, WorkerCrashedError, ObjectLostError, RaySystemError, RequestCancelledError)
 
@@ -93,12 +92,11 @@ class RayPool:
         reports = [result for result in results if isinstance(result, LoadReport)]
         return LoadReport(loaded=sum(report.loaded for report in reports), asked=len(results))
 
-    async def deployed(self) -> Deployed | None:
-        """Asks Serve's controller, for at most 5 s; see `ScorerPool.deployed`."""
+    def deployed(self) -> Deployed | None:
+        """Asks Serve's controller, which may hang; see `ScorerPool.deployed`."""
         try:
-            async with asyncio.timeout(_STATUS_TIMEOUT_S):
-                status = await asyncio.to_thread(serve.status)
-        except (TimeoutError, RayServeException, RayActorError, RaySystemError) as error:
+            status = serve.status()
+        except (RayServeException, RayActorError, RaySystemError) as error:
             logger.warning("Serve does not tell how many scorers there are: %r", error)
             return None
         application = status.applications.get(self._scorers.deployment_id.app_name)
