@@ -22,8 +22,8 @@ from tests.observability.live import VARIABLES, Files, Live, running, write_file
 from tests.observability.queries import metrics_of
 from tests.observability.trainers import Trainer
 
-LETTERS = Trainer("letters", rows=256, at_once=5, pause_s=1.5)
-"""Offers more at once than fits into the window, and then rests."""
+LETTERS = Trainer("letters", rows=256, at_once=5, pause_s=1.5, width=96)
+"""Offers more at once than fits into the window, and then rests; its model is what takes time."""
 ONLY_ON_RAY = {"preceptor_deployment_updating"}
 """Ours, but told by Serve."""
 

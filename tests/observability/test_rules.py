@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from preceptor_service.metrics import SERVICE_CODES
 from tests.observability.rule_files import RULE_FILES, TEST_FILES, alerts, rules, write_faster
 
 
@@ -65,6 +66,11 @@ def test_names_of_recorded_series_say_what_was_recorded() -> None:
         if "record" in rule:
             assert re.fullmatch(r"preceptor:[a-z_]+:(ratio_)?rate(5m|30m|1h|6h)", rule["record"])
             assert f"[{rule['record'].rpartition('rate')[2]}]" in rule["expr"]
+
+
+def test_the_error_objective_counts_the_codes_that_are_the_services_own() -> None:
+    counted = set(re.findall(r'preceptor_failed_super_batches_total\{code=~"([^"]+)"', str(list(rules()))))
+    assert counted == {"|".join(SERVICE_CODES)}
 
 
 def test_the_faster_copy_differs_in_durations_alone(tmp_path: Path, promtool: Path) -> None:

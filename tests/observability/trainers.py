@@ -19,7 +19,6 @@ from preceptor import Run, RunSpec, Selection, SelectionClient
 from preceptor.errors import PreceptorError
 from preceptor_service.models import ArchitectureRegistry
 
-MODEL: dict[str, Any] = {"in_channels": 1, "image_size": 16, "num_classes": 10, "width": 24}
 MAX_STALENESS_STEPS = 60
 DISTINCT = 16
 _ANSWER_S = 30.0
@@ -37,14 +36,15 @@ class Trainer:
     at_once: int = 2
     push_every: int = 20
     pause_s: float = 0.2
+    width: int = 24
     settings: dict[str, Any] = field(default_factory=dict)
 
     def spec(self) -> RunSpec:
         fixed: dict[str, Any] = {
             "model": "small_cnn",
-            "model_config": MODEL,
+            "model_config": model_config(self.width),
             "max_staleness_steps": MAX_STALENESS_STEPS,
-            "learner_flops": 1e8,
+            "learner_flops": 2e5 * self.width**2,
         }
         return RunSpec(run_id=self.run_id, **{**fixed, **self.settings})
 
@@ -77,8 +77,8 @@ class Trainers:
         """Sets a trainer to work on its run; rank 0 pushes the first weights."""
         run = client.create_run(trainer.spec())
         if trainer.rank == 0:
-            run.push_reference(weights(0))
-            run.push_weights(weights(1), step=0)
+            run.push_reference(weights(0, trainer.width))
+            run.push_weights(weights(1, trainer.width), step=0)
         self._begin(lambda: self._train(run, trainer))
         return run
 
@@ -99,7 +99,7 @@ class Trainers:
 
     def _offer(self, run: Run, trainer: Trainer, step: int) -> Future[Selection]:
         if trainer.rank == 0 and step % trainer.push_every == 0 and self.may_push.is_set():
-            run.push_weights(weights(step), step=step)
+            run.push_weights(weights(step, trainer.width), step=step)
         candidates = super_batch(step % DISTINCT, trainer.rows)
         return run.submit(candidates, trainer.sub_batch_size, step=step, rank=trainer.rank)
 
@@ -129,10 +129,15 @@ class Trainers:
         self._threads[-1].start()
 
 
-def weights(seed: int) -> dict[str, torch.Tensor]:
-    """A state dict that depends on `seed` alone."""
+def model_config(width: int) -> dict[str, Any]:
+    """A small CNN for `super_batch`; what a forward pass takes grows with the square of `width`."""
+    return {"in_channels": 1, "image_size": 16, "num_classes": 10, "width": width}
+
+
+def weights(seed: int, width: int = 24) -> dict[str, torch.Tensor]:
+    """A state dict that depends on `seed` and `width` alone."""
     generator = torch.Generator().manual_seed(seed)
-    outline = ArchitectureRegistry().outline("small_cnn", MODEL).state_dict()
+    outline = ArchitectureRegistry().outline("small_cnn", model_config(width)).state_dict()
     return {name: torch.randn(tensor.shape, generator=generator) * 0.5 for name, tensor in outline.items()}
 
 
