@@ -4,7 +4,7 @@ BIN := .venv/bin
 CODE := clients services proto deploy helm tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-helm test-observability lint format stubs docs bench constraints
+.PHONY: help venv demo test test-fast test-long test-helm test-observability lint format stubs docs bench constraints
 
 help: ## Show what can be made.
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -14,11 +14,14 @@ venv: .venv/.installed ## Install everything into .venv (again only after pyproj
 demo: .venv/.installed ## Train with and without selection through a local service (DATA=digits or fashion-mnist).
 	$(BIN)/python -m examples.demo --data $(DATA)
 
-test: .venv/.installed ## Run all tests.
-	$(BIN)/python -m pytest
+test: .venv/.installed ## Run the tests, all but those that take a minute or more each.
+	$(BIN)/python -m pytest -m "not long"
 
 test-fast: .venv/.installed ## Run the tests that need neither Ray nor patience.
-	$(BIN)/python -m pytest -m "not ray and not slow"
+	$(BIN)/python -m pytest -m "not ray and not slow and not long"
+
+test-long: .venv/.installed ## Run the others: images' build steps, two nodes, the rendered chart, a Ray of yours.
+	$(BIN)/python -m pytest -m long
 
 test-helm: .venv/.installed ## Prove the chart: every values file, Kubernetes and helm; the rendered pods run.
 	$(BIN)/python -m pytest tests/helm

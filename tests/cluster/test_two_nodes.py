@@ -19,7 +19,7 @@ from tests.cluster.hosts import GCS_PORT, Host, Network, can_make_hosts
 from tests.prerequisites import lacking
 from tests.ray.test_lost_scorer import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(280)]
 
 PORT, METRICS_PORT = 7600, 9464
 SCORER = "ray::ServeReplica:preceptor:Scorer"

@@ -16,7 +16,7 @@ from preceptor import SelectionClient, Tls
 from tests.cli.conftest import Serving
 from tests.outside import environment, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 NOWHERE = "/dev/null/home"
 """A folder that not even root can make: the home of a container whose root is read-only."""

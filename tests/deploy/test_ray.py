@@ -121,7 +121,7 @@ def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-@pytest.mark.slow
+@pytest.mark.long
 def test_serve_deploys_it_and_a_trainer_selects_through_it(
     cluster: Cluster, serve_config: dict[str, Any], tmp_path: Path
 ) -> None:

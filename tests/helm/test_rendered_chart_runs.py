@@ -23,7 +23,7 @@ from tests.processes import pids_titled
 from tests.ray.candidates import COUNT, expected, ready_run, spec, super_batch
 from tests.service.conftest import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]
 
 NAME = f"{RELEASE}-preceptor.{NAMESPACE}.svc"
 DETAILS = (
