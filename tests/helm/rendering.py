@@ -22,6 +22,15 @@ RELEASE, NAMESPACE = "demo", "selection"
 Manifest = dict[str, Any]
 
 
+class _OnceEach(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, as an API server does; PyYAML itself keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        assert len(set(keys)) == len(keys), f"a key twice among {keys}"
+        return super().construct_mapping(node, deep)
+
+
 class RefusedError(Exception):
     """Helm did not render; the text is what it says."""
 
@@ -111,4 +120,4 @@ def _rendered(values: str, changes: str, helm: str, kubernetes: str, release: st
     told = subprocess.run(command, input=changes, capture_output=True, text=True, timeout=60, check=False)
     if told.returncode:
         raise RefusedError(told.stderr)
-    return Rendering(tuple(filter(None, yaml.safe_load_all(told.stdout))))
+    return Rendering(tuple(filter(None, yaml.load_all(told.stdout, _OnceEach))))

@@ -159,6 +159,51 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a route to nowhere": ({"grpcRoute": {"enabled": True}}, ("grpcRoute.parentRefs",)),
     "a long name": ({"fullnameOverride": "p" * 48}, ("has 48 characters", "47", "fullnameOverride")),
     "a name that begins with a digit": ({"fullnameOverride": "9lives"}, ("9lives", "begin with a letter")),
+    "a load balancer whose callers the policies keep out": (
+        {"service": {"type": "LoadBalancer"}},
+        ("service.type is LoadBalancer", "networkPolicy.trainers", "ipBlock"),
+    ),
+    "a claim for one pod": ({"persistence": {"accessModes": ["ReadWriteOncePod"]}}, ("accessModes",)),
+    "no pod in the only group": ({"scorerGroups": {"cpu": {"replicas": 0}}}, ("hold 0 scorers", "asks for 1")),
+    "no memory": ({"gateway": {"memory": "0Gi"}}, ("memory",)),
+    "a renewal before the certificate": (
+        {
+            "tls": {
+                "existingSecret": "",
+                "certManager": {"enabled": True, "issuerName": "i", "duration": "30m90s", "renewBefore": "1h"},
+            }
+        },
+        ("tls.certManager.renewBefore is 1h", "30m90s"),
+    ),
+    "a scrape longer than its interval": (
+        {"podMonitor": {"enabled": True, "interval": "15s", "scrapeTimeout": "1m"}},
+        ("podMonitor.scrapeTimeout is 1m", "15s"),
+    ),
+    "a label of ours on every object": (
+        {"commonLabels": {"app.kubernetes.io/part-of": "mine"}},
+        ("commonLabels names app.kub",),
+    ),
+    "a label of ours on gateways": (
+        {"gateway": {"podLabels": {"app.kubernetes.io/component": "mine"}}},
+        ("gateway.podLabels names app.kubernetes.io/component", "another prefix"),
+    ),
+    "a label of Ray on scorers": (
+        {"scorerGroups": {"cpu": {"podLabels": {"ray.io/group": "mine"}}}},
+        ("scorerGroups.cpu.podLabels",),
+    ),
+    "two clusters with one key space": (
+        {
+            "ray": {
+                "gcsFaultTolerance": {
+                    "enabled": True,
+                    "redisAddress": "redis:6379",
+                    "passwordSecret": {"name": "redis"},
+                    "externalStorageNamespace": "mine",
+                }
+            }
+        },
+        ("ray.gcsFaultTolerance.externalStorageNamespace", "ray.upgradeStrategy"),
+    ),
     # What the schema does not know.
     "an unknown key": ({"replicas": 3}, ("replicas",)),
     "an unknown key of a group": ({"scorerGroups": {"cpu": {"replica": 3}}}, ("replica",)),
@@ -208,6 +253,24 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         "scorerGroups": {"cpu": {"rayResources": {"fast": 1}}},
     },
     "a name of 47 characters": {"fullnameOverride": "p" * 47},
+    "a load balancer whose callers the policies let in": {
+        "service": {"type": "LoadBalancer"},
+        "networkPolicy": {"trainers": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]},
+    },
+    "a load balancer without policies": {"service": {"type": "LoadBalancer"}, "networkPolicy": {"enabled": False}},
+    "no authority for clients": {"config": {"tls": {"client_ca": None}}},
+    "half a gibibyte": {"head": {"memory": "0.5Gi"}},
+    "a key space of one's own for one cluster": {
+        "ray": {
+            "upgradeStrategy": "None",
+            "gcsFaultTolerance": {
+                "enabled": True,
+                "redisAddress": "redis:6379",
+                "passwordSecret": {"name": "redis"},
+                "externalStorageNamespace": "mine",
+            },
+        }
+    },
 }
 
 

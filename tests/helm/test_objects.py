@@ -52,6 +52,20 @@ def test_a_load_balancer_says_who_may_use_it() -> None:
     assert spec["externalTrafficPolicy"] == "Local"
 
 
+def test_whom_a_load_balancer_lets_through_the_policies_let_in() -> None:
+    rendering = render("tls")
+    sources = rendering.one("Service", f"{RELEASE}-preceptor")["spec"]["loadBalancerSourceRanges"]
+    admitted = [
+        peer["ipBlock"]["cidr"]
+        for peers, ports in policies(rendering)["gateway"]
+        for peer in peers
+        if "ipBlock" in peer and ports == [rendering.config["gateway"]["port"]]
+    ]
+
+    assert sources
+    assert admitted == sources
+
+
 def test_a_route_leads_to_the_service() -> None:
     rendering = render("multi-tenant")
     route, service = rendering.one("GRPCRoute"), rendering.one("Service")
@@ -71,6 +85,15 @@ def test_names_belong_to_the_release_and_its_namespace(values: str) -> None:
             assert item["metadata"]["namespace"] == NAMESPACE
             assert item["metadata"]["labels"]["app.kubernetes.io/instance"] == RELEASE
     assert len({(item["kind"], item["metadata"]["name"]) for item in rendering.objects}) == len(rendering.objects)
+
+
+def test_of_two_labels_with_one_name_that_of_the_object_counts() -> None:
+    changes = {"commonLabels": {"team": "all", "cost": "1"}, "service": {"labels": {"team": "vision"}}}
+    rendering = render(changes=changes)
+
+    assert rendering.one("Service")["metadata"]["labels"]["team"] == "vision"
+    assert rendering.one("Service")["metadata"]["labels"]["cost"] == "1"
+    assert rendering.one("RayService")["metadata"]["labels"]["team"] == "all"
 
 
 def policies(rendering: Rendering) -> dict[str, list[tuple[Any, list[int]]]]:
@@ -283,3 +306,12 @@ def test_state_in_redis_is_reached_by_secrets() -> None:
         "redisPassword": {"valueFrom": {"secretKeyRef": {"name": "redis-password", "key": "password"}}},
     }
     assert "gcsFaultToleranceOptions" not in render("minimal").cluster
+
+
+def test_a_group_that_waits_has_no_pods_and_counts_for_no_budget() -> None:
+    groups = {"cpu": {"replicas": 2}, "waiting": {"replicas": 0, "cpus": 4, "memory": "8Gi"}}
+    rendering = render(changes={"scorerGroups": groups})
+    (budget,) = rendering.of("PodDisruptionBudget")
+
+    assert [rendering.groups["waiting"][key] for key in ("replicas", "minReplicas", "maxReplicas")] == [0, 0, 0]
+    assert budget["spec"]["minAvailable"] == 1

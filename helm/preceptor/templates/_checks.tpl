@@ -3,6 +3,7 @@
 {{- define "preceptor.checks" -}}
 {{- include "preceptor.checks.names" . -}}
 {{- include "preceptor.checks.listening" . -}}
+{{- include "preceptor.checks.peers" . -}}
 {{- include "preceptor.checks.tls" . -}}
 {{- include "preceptor.checks.auth" . -}}
 {{- include "preceptor.checks.store" . -}}
@@ -18,34 +19,17 @@
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
 {{- fail (printf "the name %q must begin with a letter and hold only a-z, 0-9 and -: set fullnameOverride" $name) -}}
 {{- end -}}
+{{- $labels := dict "commonLabels" .Values.commonLabels "head.podLabels" .Values.head.podLabels "gateway.podLabels" .Values.gateway.podLabels -}}
+{{- range $name, $group := .Values.scorerGroups -}}{{- $_ := set $labels (printf "scorerGroups.%s.podLabels" $name) $group.podLabels -}}{{- end -}}
+{{- range $value, $given := $labels -}}
+{{- range $label, $_ := $given | default dict -}}
+{{- if regexMatch "^(app\\.kubernetes\\.io|helm\\.sh|ray\\.io)/" $label -}}
+{{- fail (printf "%s names %s, by which Services and policies find their pods: choose another prefix" $value $label) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if eq (dig "pool" "ray" .Values.config) "in-process" -}}
 {{- fail "config.pool is in-process, which needs no Ray: this chart runs scorers on Ray; remove it" -}}
-{{- end -}}
-{{- end -}}
-
-{{- define "preceptor.checks.listening" -}}
-{{- $host := dig "gateway" "host" "127.0.0.1" .Values.config -}}
-{{- if or (hasPrefix "127." $host) (has $host (list "localhost" "::1" "[::1]")) -}}
-{{- fail (printf "config.gateway.host is %s, which no other pod reaches: set it to 0.0.0.0" $host) -}}
-{{- end -}}
-{{- $ports := dict "config.gateway.port" (include "preceptor.config.gatewayPort" .) "config.metrics.port" (include "preceptor.config.metricsPort" .) -}}
-{{- range $name, $text := $ports -}}
-{{- $port := int $text -}}
-{{- if or (lt $port 1024) (gt $port 9999) -}}
-{{- fail (printf "%s is %d: choose one from 1024 to 9999; Ray's workers listen from 10002, and below 1024 only root may listen" $name $port) -}}
-{{- end -}}
-{{- if has $port (list 6379 8000 8080 8265) -}}
-{{- fail (printf "%s is %d, which Ray listens on itself: choose another" $name $port) -}}
-{{- end -}}
-{{- end -}}
-{{- if eq (get $ports "config.gateway.port") (get $ports "config.metrics.port") -}}
-{{- fail (printf "config.gateway.port and config.metrics.port are both %s: choose two" (get $ports "config.gateway.port")) -}}
-{{- end -}}
-{{- if .Values.podMonitor.enabled -}}
-{{- $metricsHost := dig "metrics" "host" "127.0.0.1" .Values.config -}}
-{{- if or (not (dig "metrics" "enabled" true .Values.config)) (hasPrefix "127." $metricsHost) (eq $metricsHost "localhost") -}}
-{{- fail (printf "podMonitor.enabled is true, but config.metrics (enabled %v, host %s) lets Prometheus read nothing: set config.metrics.enabled to true and config.metrics.host to 0.0.0.0" (dig "metrics" "enabled" true .Values.config) $metricsHost) -}}
-{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -55,11 +39,18 @@
 {{- if and $tls.existingSecret $tls.certManager.enabled -}}
 {{- fail (printf "tls.existingSecret is %s and tls.certManager.enabled is true: choose one of them" $tls.existingSecret) -}}
 {{- end -}}
+{{- with $tls.certManager -}}
+{{- if and .enabled (ge (include "preceptor.seconds" .renewBefore | int) (include "preceptor.seconds" .duration | int)) -}}
+{{- fail (printf "tls.certManager.renewBefore is %s, and a certificate is valid for %s, so it would be renewed without end: lower it, or raise tls.certManager.duration" .renewBefore .duration) -}}
+{{- end -}}
+{{- end -}}
 {{- if and $source (not (include "preceptor.hasTls" .)) -}}
 {{- fail "a certificate is given in tls, but config.tls is empty, so the gateway would speak plaintext: set config.tls, or remove tls.existingSecret and tls.certManager.enabled" -}}
 {{- end -}}
 {{- range $key, $path := .Values.config.tls | default dict -}}
+{{- if $path -}}
 {{- include "preceptor.checks.mounted" (dict "root" $ "value" (printf "config.tls.%s" $key) "path" $path) -}}
+{{- end -}}
 {{- end -}}
 {{- if and (include "preceptor.hasClientCa" .) (not $tls.probe.certificateSecret) -}}
 {{- fail "config.tls.client_ca asks every client for a certificate, and the pods' probes have none: set tls.probe.certificateSecret to a Secret with tls.crt and tls.key of that authority" -}}

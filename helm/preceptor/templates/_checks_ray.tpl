@@ -17,7 +17,7 @@
 {{- range $name, $group := .Values.scorerGroups -}}
 {{- if $group.gpus -}}{{- $withGpus = append $withGpus $name -}}{{- end -}}
 {{- $offered = concat $offered (keys ($group.rayResources | default dict)) -}}
-{{- $pods := $group.replicas | default 1 | int -}}
+{{- $pods := include "preceptor.groupReplicas" $group | int -}}
 {{- if $isAutoscaling -}}
 {{- if not $group.maxReplicas -}}
 {{- fail (printf "config.scorer.max_replicas is set, so scorers autoscale, but scorerGroups.%s.maxReplicas is not: set it to the most pods it may have" $name) -}}
@@ -62,12 +62,12 @@
 {{- if and .enabled (not .redisAddress) -}}
 {{- fail "ray.gcsFaultTolerance.enabled is true without ray.gcsFaultTolerance.redisAddress: set it to host:port of a Redis" -}}
 {{- end -}}
+{{- if and .enabled .externalStorageNamespace (ne $.Values.ray.upgradeStrategy "None") -}}
+{{- fail (printf "ray.gcsFaultTolerance.externalStorageNamespace is %s and ray.upgradeStrategy is %s: a second cluster would read the state of the first in Redis, and fail by it; leave it out, so that KubeRay gives each cluster its own, or set ray.upgradeStrategy to None" .externalStorageNamespace $.Values.ray.upgradeStrategy) -}}
+{{- end -}}
 {{- if and .enabled (not .passwordSecret.name) (not $.Values.allowInsecure) -}}
 {{- fail "ray.gcsFaultTolerance.passwordSecret.name is empty: whoever writes to that Redis runs code on every pod; name the Secret with its password, or set allowInsecure to true" -}}
 {{- end -}}
-{{- end -}}
-{{- if and .Values.networkPolicy.enabled .Values.networkPolicy.egress.enabled (include "preceptor.isAutoscaling" .) (not .Values.networkPolicy.egress.rules) -}}
-{{- fail "networkPolicy.egress.enabled is true and scorers autoscale, which needs the API server: allow it in networkPolicy.egress.rules" -}}
 {{- end -}}
 {{- if and .Values.grpcRoute.enabled (not .Values.grpcRoute.parentRefs) -}}
 {{- fail "grpcRoute.enabled is true without grpcRoute.parentRefs: name the Gateway to attach to" -}}

@@ -66,6 +66,21 @@
 {{- .Values.persistence.existingClaim | default (printf "%s-store" (include "preceptor.fullname" .)) -}}
 {{- end -}}
 
+{{/* Pods of a group of scorers that does not autoscale; 0 is a group that waits, without the second cluster of a removed one. */}}
+{{- define "preceptor.groupReplicas" -}}
+{{- ternary .replicas 1 (hasKey . "replicas") | int -}}
+{{- end -}}
+
+{{/* Seconds of a duration such as 1h30m. */}}
+{{- define "preceptor.seconds" -}}
+{{- $seconds := 0 -}}
+{{- range $part := regexFindAll "[0-9]+[hms]" . -1 -}}
+{{- $unit := get (dict "h" 3600 "m" 60 "s" 1) (substr (int (sub (len $part) 1)) (len $part) $part) -}}
+{{- $seconds = add $seconds (mul (regexFind "[0-9]+" $part | int) $unit) -}}
+{{- end -}}
+{{- $seconds -}}
+{{- end -}}
+
 {{/* Scorers that fit on one pod of a group: by its GPUs and by its CPUs. */}}
 {{- define "preceptor.slots" -}}
 {{- $cpus := dig "scorer" "num_cpus" 1.0 .root.Values.config | float64 -}}

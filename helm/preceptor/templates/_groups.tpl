@@ -77,7 +77,7 @@ maxReplicas: {{ include "preceptor.config.gateways" . }}
 {{- $parameters := dict "num-cpus" ($group.cpus | toString) "num-gpus" ($group.gpus | default 0 | toString) -}}
 {{- with $group.rayResources -}}{{- $_ := set $parameters "resources" (printf "'%s'" (toJson .)) -}}{{- end -}}
 {{- $isAutoscaling := include "preceptor.isAutoscaling" .root -}}
-{{- $replicas := $group.replicas | default 1 | int -}}
+{{- $replicas := include "preceptor.groupReplicas" $group | int -}}
 groupName: {{ .name }}
 {{- if $isAutoscaling }}
 replicas: {{ $group.minReplicas | default 0 | int }}

@@ -28,9 +28,6 @@ app.kubernetes.io/name: {{ include "preceptor.name" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
 {{- end -}}
 
 {{/*
@@ -48,15 +45,15 @@ app.kubernetes.io/name: {{ include "preceptor.name" .root }}
 {{- end }}
 {{- end -}}
 
-{{/* Metadata of an object: the name of the release with a suffix, or a name of its own; labels and annotations besides ours. */}}
+{{/*
+Metadata of an object: the name of the release with a suffix, or a name of its own; labels and annotations besides ours.
+Of two labels with one name that of the object itself counts.
+*/}}
 {{- define "preceptor.metadata" -}}
 name: {{ .name | default (printf "%s%s" (include "preceptor.fullname" .root) (.suffix | default "")) }}
 namespace: {{ .root.Release.Namespace }}
 labels:
-  {{- include "preceptor.labels" .root | nindent 2 }}
-  {{- with .labels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- merge (dict) (.labels | default dict) (.root.Values.commonLabels | default dict) (include "preceptor.labels" .root | fromYaml) | toYaml | nindent 2 }}
 {{- with merge (dict) (.annotations | default dict) (.root.Values.commonAnnotations | default dict) }}
 annotations:
   {{- toYaml . | nindent 2 }}
