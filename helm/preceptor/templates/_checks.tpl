@@ -3,12 +3,12 @@
 {{- define "preceptor.checks" -}}
 {{- include "preceptor.checks.names" . -}}
 {{- include "preceptor.checks.listening" . -}}
-{{- include "preceptor.checks.peers" . -}}
 {{- include "preceptor.checks.tls" . -}}
 {{- include "preceptor.checks.auth" . -}}
 {{- include "preceptor.checks.store" . -}}
 {{- include "preceptor.checks.scorers" . -}}
 {{- include "preceptor.checks.ray" . -}}
+{{- include "preceptor.checks.peers" . -}}
 {{- end -}}
 
 {{- define "preceptor.checks.names" -}}
