@@ -92,6 +92,11 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("password",),
     ),
     "a policy for everybody": ({"networkPolicy": {"trainers": []}}, ("trainers",)),
+    "no way for KubeRay": ({"networkPolicy": {"operator": []}}, ("networkPolicy.operator is empty", "namespace")),
+    "metrics behind a policy for nobody": (
+        {"podMonitor": {"enabled": True}},
+        ("podMonitor.enabled", "networkPolicy.prometheus is empty"),
+    ),
     "a peer that is everybody": ({"networkPolicy": {"operator": [{}]}}, ("operator",)),
     # What would not run.
     "a Redis without an address": ({"ray": {"gcsFaultTolerance": {"enabled": True}}}, ("redisAddress",)),

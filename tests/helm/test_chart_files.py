@@ -84,26 +84,56 @@ def test_the_chart_says_what_artifact_hub_asks() -> None:
     assert chart["appVersion"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
+def notes_of(*arguments: str) -> str:
+    """Returns what helm prints after an installation with these arguments; helm 4 needs no cluster for it."""
+    command = [binary(HELMS[1]), "install", "demo", CHART, "--dry-run=client", "--namespace", NAMESPACE, *arguments]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return told.stdout.partition("\nNOTES:\n")[2]
+
+
 @pytest.mark.parametrize("values", VALUES)
 def test_notes_tell_the_next_three_commands(values: str) -> None:
-    # helm 4 renders notes without a cluster.
-    told = subprocess.run(
-        [
-            *(binary(HELMS[1]), "install", "demo", CHART, "--dry-run=client", "--namespace", NAMESPACE),
-            *("--values", CHART / "ci" / f"{values}-values.yaml"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    _, _, notes = told.stdout.partition("\nNOTES:\n")
+    notes = notes_of("--values", str(CHART / "ci" / f"{values}-values.yaml"))
 
     assert re.findall(r"^  (\d)\. ", notes, re.MULTILINE) == ["1", "2", "3"]
     assert f"kubectl --namespace {NAMESPACE} wait --for=condition=Ready" in notes
     assert "preceptor health --target" in notes
     assert "SelectionClient(" in notes
     assert "INSECURE" not in notes
+    assert "WARNING" not in notes
+
+
+def test_notes_warn_of_a_policy_that_goes_by_a_label_alone() -> None:
+    everywhere = '[{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "operator"}}}]'
+    minimal = ("--values", str(CHART / "ci" / "minimal-values.yaml"))
+
+    notes = notes_of(*minimal, "--set-json", f"networkPolicy.operator={everywhere}")
+
+    assert "WARNING: networkPolicy.operator has an empty namespaceSelector" in notes
+
+
+def test_what_the_readmes_install_is_not_refused() -> None:
+    for readme in (ROOT / "README.md", CHART / "README.md"):
+        commands = re.findall(r"helm (?:install) [^`\n]+", readme.read_text())
+        assert commands, readme
+        for command in commands:
+            words = command.replace("helm install", "template", 1).split()
+            told = subprocess.run(
+                [binary(HELMS[0]), *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert told.returncode == 0, f"{command}: {told.stderr}"
+
+
+@pytest.mark.parametrize("part", ["head", "scorerGroups"])
+def test_what_the_values_say_that_a_part_takes_is_what_the_schema_knows(part: str) -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    known = schema["$defs"]["scorerGroup"] if part == "scorerGroups" else schema["properties"][part]
+    before, _, _ = (CHART / "values.yaml").read_text().partition(f"\n{part}:\n")
+    comment = before.rpartition("\n\n")[2].replace("\n# ", " ")
+    _, _, names = comment.partition("akes")
+    told = {name.strip(" :.") for name in re.split(r"[,;()]|and|where [^)]*", names) if name.strip(" :.")}
+
+    assert told - {"pods", "0 to let it wait"} == known["properties"].keys()
 
 
 def test_the_packaged_chart_carries_all_that_its_readme_leads_to(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_strangers_reach_nothing(values: str) -> None:
     own = yaml.safe_load((CHART / "ci" / f"{values}-values.yaml").read_text()).get("networkPolicy", {})
     trainers, prometheus, operator = ({**given, **own}[key] for key in ("trainers", "prometheus", "operator"))
     us = [{"podSelector": {"matchLabels": release(rendering)}}]
-    everywhere = [(us, []), (prometheus, [8080])]
+    everywhere = [(us, []), *([(prometheus, [8080])] if prometheus else [])]
     allowed = policies(rendering)
 
     for name in scorers(rendering):
@@ -122,8 +122,16 @@ def test_strangers_reach_nothing(values: str) -> None:
     assert allowed["gateway"] == [
         *everywhere,
         (trainers, [config["gateway"]["port"]]),
-        (prometheus, [config["metrics"]["port"]]),
+        *([(prometheus, [config["metrics"]["port"]])] if prometheus else []),
     ]
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_a_label_alone_lets_no_pod_of_another_namespace_in_or_out(values: str) -> None:
+    for policy in render(values).of("NetworkPolicy"):
+        rules = [*policy["spec"]["ingress"], *policy["spec"].get("egress", [])]
+        for peer in [peer for rule in rules for peer in [*rule.get("from", []), *rule.get("to", [])]]:
+            assert peer.get("namespaceSelector", "none") != {}, policy["metadata"]["name"]
 
 
 def release(rendering: Rendering) -> dict[str, str]:

@@ -34,6 +34,7 @@ IN_PLACE: dict[str, dict[str, Any]] = {
         "podMonitor": {"enabled": True},
         "prometheusRule": {"enabled": True},
         "dashboards": {"enabled": True},
+        "networkPolicy": {"prometheus": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]},
     },
     "labels of objects": {"commonLabels": {"a": "b"}, "commonAnnotations": {"c": "d"}},
     "the upgrade strategy": {"ray": {"upgradeStrategy": "None", "clusterDeletionDelaySeconds": 300}},

@@ -32,6 +32,14 @@
 {{- end -}}
 
 {{- define "preceptor.checks.peers" -}}
+{{- with .Values.networkPolicy -}}
+{{- if and .enabled (not .operator) -}}
+{{- fail "networkPolicy.operator is empty, so KubeRay could not deploy the service through Ray's dashboard: name its operator's pods by namespace and label, as in ci/minimal-values.yaml" -}}
+{{- end -}}
+{{- if and .enabled (not .prometheus) $.Values.podMonitor.enabled -}}
+{{- fail "podMonitor.enabled is true, and networkPolicy.prometheus is empty, so nobody could read metrics: name your Prometheus' pods by namespace and label, as in ci/gpu-values.yaml" -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.networkPolicy.enabled (ne .Values.service.type "ClusterIP") -}}
 {{- $fromOutside := false -}}
 {{- range .Values.networkPolicy.trainers -}}{{- if .ipBlock -}}{{- $fromOutside = true -}}{{- end -}}{{- end -}}
