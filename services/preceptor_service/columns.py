@@ -55,11 +55,11 @@ class ColumnSpec:
         """Bytes of one example."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def check_values(self, values: NDArray[Any]) -> None:
+    def check_values(self, values: NDArray[Any], first_row: int = 0) -> None:
         """Checks the values of one super-batch, `[B, *shape]`.
 
         Raises:
-            InvalidSuperBatchError: naming the first row that is not finite or out of range.
+            InvalidSuperBatchError: naming the first row that is not finite or out of range, counted from `first_row`.
         """
         if self.element_type == "float":
             wrong, rule = ~np.isfinite(values), "finite"
@@ -70,7 +70,7 @@ class ColumnSpec:
         if wrong.any():
             first = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
             raise InvalidSuperBatchError(
-                f"column {self.name!r} has {values[first]} in row {first[0]}; every value must be {rule}"
+                f"column {self.name!r} has {values[first]} in row {first_row + first[0]}; every value must be {rule}"
             )
 
 

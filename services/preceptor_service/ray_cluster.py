@@ -27,18 +27,20 @@ class RayCluster:
     Joins the Ray that this process already uses, or that `RAY_ADDRESS` names; else starts one on this
     machine, whose ports want a token that dies with it.
 
+    Args:
+        serves: whether Serve is started too; jobs do without.
+
     Raises:
         ConfigError: this Ray is too old to be safe, or none answers where it was said to be.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, serves: bool = True) -> None:
         address = os.environ.get("RAY_ADDRESS", "local")
         if address == "local":
             _want_token()
         else:
             _require_answer(address)
         import ray
-        from ray import serve
 
         if tuple(map(int, ray.__version__.split(".")[:2])) < _MIN_RAY:
             raise ConfigError(f"Ray is {ray.__version__}; before 2.60 it opens unauthenticated ports, so upgrade it")
@@ -55,6 +57,10 @@ class RayCluster:
             except ConnectionError as error:
                 raise ConfigError(f"the Ray at RAY_ADDRESS {address!r} cannot be joined: {error}") from error
             _warn_of_dashboard(connection.dashboard_url)
+        if not serves:
+            return
+        from ray import serve
+
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
 

@@ -223,7 +223,7 @@ def test_weights_that_changed_beside_their_card_are_noticed(tmp_path: Path) -> N
 
 
 def test_two_processes_do_not_train_into_one_directory(tmp_path: Path) -> None:
-    with Output(tmp_path / "out", {}), pytest.raises(JobError, match="another process trains into"):
+    with Output(tmp_path / "out", {}), pytest.raises(JobError, match="another process works in"):
         train(tmp_path / "out")
     assert train(tmp_path / "out") is not None
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from preceptor import PreceptorError, RunSpec, RunStatus
 from preceptor.errors import UnavailableError
+from preceptor_service.cli.build_reference_losses import build_reference_losses
 from preceptor_service.cli.connection import (
     Target,
     TlsCa,
@@ -56,6 +57,7 @@ app.command()(health)
 app.command()(cost)
 app.command("size")(size_trainer)
 app.command("train-reference")(train_reference)
+app.command("build-reference-losses")(build_reference_losses)
 
 
 @app.command()

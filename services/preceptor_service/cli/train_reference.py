@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from preceptor.errors import PreceptorError
+from preceptor_service.cli.jobs import DEVICES, INTERRUPTED, choice, json_settings, renamed, stopping_by_signals
 from preceptor_service.config import ConfigError, load_config
 from preceptor_service.reference.errors import JobError
 
@@ -25,9 +23,7 @@ if TYPE_CHECKING:
     from preceptor_service.reference.train_job import Model, Watcher
     from preceptor_service.reference.training import Training
 
-_INTERRUPTED = 130
 _GIB = 1 << 30
-_DEVICES: dict[str, Literal["auto", "cpu", "cuda"]] = {"auto": "auto", "cpu": "cpu", "cuda": "cuda"}
 _DEMO_MODEL = "small_cnn"
 
 console = Console()
@@ -62,18 +58,18 @@ def train_reference(
 ) -> None:
     """Train a reference. Ctrl-C or a kill loses little: the same command goes on, and comes to the same weights."""
     try:
-        with _stopping() as stopping:
+        with stopping_by_signals() as stopping:
             with console.status("reading …"):
                 # Bring torch, which takes seconds that other commands need not wait.
                 from preceptor_service.models import ArchitectureRegistry
                 from preceptor_service.reference import train_job
                 from preceptor_service.reference.training import Recipe
 
-                place = _choice("--device", device, _DEVICES)
+                place = choice("--device", device, DEVICES)
                 recipe = Recipe(epochs, batch_rows, learning_rate, weight_decay, seed, hold_out)
                 _set_threads(threads)
                 registry = ArchitectureRegistry(load_config(config).architectures)
-                settings = _settings(model_config)
+                settings = json_settings(model_config)
                 if demo is not None:
                     given, found = _demo(demo, seed, data, column)
                     settings = {**given, **settings}
@@ -101,28 +97,11 @@ def train_reference(
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:
         sys.stderr.write("preceptor: stopped before the training began\n")
-        raise typer.Exit(_INTERRUPTED) from interrupt
+        raise typer.Exit(INTERRUPTED) from interrupt
     if card is None:
         sys.stderr.write(f"preceptor: stopped; the same command goes on from the checkpoint in {output}\n")
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     sys.stdout.write(_summary(output, card))
-
-
-@contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Yields an event that Ctrl-C and SIGTERM set; a second one ends the process at once."""
-    stopping = threading.Event()
-
-    def stop(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stopping.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -148,16 +127,6 @@ def _bar() -> Iterator[Watcher]:
         yield watch
 
 
-def _settings(model_config: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(model_config)
-    except ValueError as error:
-        raise JobError(f"--model-config is not JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise JobError(f'--model-config is {model_config[:64]!r}; give an object, such as {{"width": 16}}')
-    return settings
-
-
 def _read(
     model: Model, registry: ArchitectureRegistry, data: list[Path] | None, column: list[str] | None, max_gib: float
 ) -> Dataset:
@@ -171,21 +140,6 @@ def _read(
     return read_dataset(data, columns, names, int(max_gib * _GIB))
 
 
-def renamed(column: list[str] | None, known: list[str]) -> dict[str, str]:
-    """Returns what `--column ours=theirs` says, ours → theirs.
-
-    Raises:
-        JobError: it is not of that form, or ours is not among `known`.
-    """
-    names = {}
-    for pair in column or []:
-        ours, _, theirs = pair.partition("=")
-        if ours not in known or not theirs:
-            raise JobError(f"--column is {pair[:64]!r}; give OURS=THEIRS, with one of {', '.join(known)} first")
-        names[ours] = theirs
-    return names
-
-
 def _demo(name: str, seed: int, data: list[Path] | None, column: list[str] | None) -> tuple[dict[str, Any], Dataset]:
     """Returns the demo's clean part, and the settings of a model that reads it."""
     from preceptor_service.reference import demo_data
@@ -193,7 +147,7 @@ def _demo(name: str, seed: int, data: list[Path] | None, column: list[str] | Non
 
     if data or column:
         raise JobError(f"--demo is {name[:64]!r}, which needs no --data and no --column; give one or the other")
-    _choice("--demo", name, {known: known for known in demo_data.DATA_SETS})
+    choice("--demo", name, {known: known for known in demo_data.DATA_SETS})
     try:
         clean = demo_data.load(name, seed).clean
     except (ImportError, demo_data.DataMissingError) as error:
@@ -226,12 +180,6 @@ def _set_threads(threads: int | None) -> None:
     if threads < 1:
         raise JobError(f"--threads is {threads}; it must be 1 or above")
     torch.set_num_threads(threads)
-
-
-def _choice(option: str, value: str, choices: dict[str, Any]) -> Any:
-    if value not in choices:
-        raise JobError(f"{option} is {value[:64]!r}; choose one of {', '.join(choices)}")
-    return choices[value]
 
 
 def _summary(output: Path, card: dict[str, Any]) -> str:

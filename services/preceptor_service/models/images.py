@@ -36,6 +36,7 @@ class ImageInput(nn.Module):
         means, stds = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
         if min(stds) <= 0:
             raise InvalidRunError(f"std is {std}; every channel needs a value above 0")
+        self.means, self.stds = means, stds  # also there where the buffers are on torch's meta device
         self.register_buffer("mean", torch.tensor(means).reshape(1, channels, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(stds).reshape(1, channels, 1, 1), persistent=False)
 

@@ -84,15 +84,15 @@ def read_dataset(
     return checked(joined, columns)
 
 
-def checked(arrays: Mapping[str, NDArray[Any]], columns: Sequence[ColumnSpec]) -> Dataset:
-    """Returns arrays as a data set, their values checked.
+def checked(arrays: Mapping[str, NDArray[Any]], columns: Sequence[ColumnSpec], first_row: int = 0) -> Dataset:
+    """Returns arrays as a data set, their values checked; `first_row` is where they begin, for errors.
 
     Raises:
         JobError: a value is out of range or not finite.
     """
     try:
         for column in columns:
-            column.check_values(arrays[column.name])
+            column.check_values(arrays[column.name], first_row)
     except InvalidSuperBatchError as error:
         raise JobError(str(error)) from error
     return Dataset(arrays, len(arrays[columns[0].name]))
@@ -219,3 +219,26 @@ def _wanted(column: ColumnSpec) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def example_ids(array: Any, where: str, first_row: int) -> Any:
+    """Returns a column of example ids as an Arrow array of int64 or string.
+
+    Args:
+        array: Arrow array or chunked array.
+        where: file and column, for errors.
+        first_row: number of its first row, for errors.
+
+    Raises:
+        JobError: nulls, or neither whole numbers nor texts, or numbers beyond int64.
+    """
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    _refuse_nulls(array, where, first_row, 1)
+    is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
+    if not (is_text or pa.types.is_integer(array.type)):
+        raise JobError(f"{where} is {str(array.type)[:80]}; example ids are whole numbers or texts")
+    try:
+        return array.cast(pa.string() if is_text else pa.int64())
+    except pa.ArrowInvalid as error:
+        raise JobError(f"{where}: {_first_line(error)}; example ids are int64 or texts") from error

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from preceptor_service.models import ArchitectureRegistry
-from preceptor_service.models.images import ImageInput
 from preceptor_service.reference.dataset import Dataset
 from preceptor_service.reference.errors import JobError
+from preceptor_service.reference.identity import preprocessing_of
 from preceptor_service.reference.objectives import Objective, objective_of, refuse_examples_without_loss
 from preceptor_service.reference.output import Output
 from preceptor_service.reference.training import Recipe, Training, parted, repeatable
@@ -49,19 +48,6 @@ def columns_of(model: Model, registry: ArchitectureRegistry) -> Columns:
         InvalidRunError: unknown task, model or setting, or a model of another task.
     """
     return run_columns(model.task, registry.outline(model.name, model.config))
-
-
-def preprocessing_of(module: nn.Module, columns: Columns) -> dict[str, Any]:
-    """Returns what a model reads and what it does to images first, for JSON: part of what a loss depends on."""
-    described: dict[str, Any] = {"columns": [asdict(column) for column in columns]}
-    for part in module.modules():
-        if isinstance(part, ImageInput):
-            described["image"] = {
-                "input_dtype": part.input_dtype,
-                "mean": part.mean.flatten().tolist(),
-                "std": part.std.flatten().tolist(),
-            }
-    return described
 
 
 def train_reference(
