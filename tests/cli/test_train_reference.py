@@ -28,11 +28,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("data") / "examples.parquet", arrays(IMAGES, 400))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def arguments(data: Path) -> list[str]:
     """Enough updates for a signal to come in the middle."""
     return [
-        "--data", str(data), "--model-config", CONFIG, "--epochs", "20", "--batch-rows", "8",
+        "--data", str(data), "--model-config", CONFIG, "--epochs", "6", "--batch-rows", "8",
         "--checkpoint-interval", "0", "--device", "cpu", "--threads", "1",
     ]  # fmt: skip
 
@@ -54,6 +54,15 @@ def test_the_demos_clean_part_needs_no_data_and_no_settings(preceptor: Run, tmp_
     assert (ran.code, ran.err) == (0, "")
     assert card["model_config"] == {"in_channels": 1, "image_size": 8, "num_classes": 10}
     assert card["data"]["rows"] == 240
+
+
+@pytest.fixture(scope="module")
+def whole(preceptor: Run, arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a training that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("whole")
+    ran = preceptor("train-reference", str(directory), *arguments)
+    assert (ran.code, ran.err) == (0, "")
+    return directory
 
 
 @pytest.fixture
@@ -98,6 +107,7 @@ def test_interrupted_or_killed_it_goes_on_to_the_same_bits(
     preceptor: Run,
     interrupted: Callable[[Path, signal.Signals], tuple[int, str]],
     arguments: list[str],
+    whole: Path,
     tmp_path: Path,
 ) -> None:
     code, complaint = interrupted(tmp_path / "stopped", number)
@@ -111,11 +121,10 @@ def test_interrupted_or_killed_it_goes_on_to_the_same_bits(
     assert not (tmp_path / "stopped" / CARD).exists()
 
     ended = preceptor("train-reference", str(tmp_path / "stopped"), *arguments)
-    whole = preceptor("train-reference", str(tmp_path / "whole"), *arguments)
 
-    assert (ended.code, ended.err, whole.code, whole.err) == (0, "", 0, "")
+    assert (ended.code, ended.err) == (0, "")
     for name in (CARD, WEIGHTS):
-        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "stopped" / name).read_bytes() == (whole / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == [CARD, WEIGHTS]
 
 
