@@ -49,6 +49,7 @@ stubs: .venv/.installed ## Generate the stubs of proto/ again.
 docs: .venv/.installed ## Write again what is made from code: settings, metrics, dashboards, the chart's values.
 	$(BIN)/preceptor config > deploy/config.yaml
 	$(BIN)/python -m deploy.dashboards
+	$(BIN)/python helm/schema.py
 	$(BIN)/python helm/readme.py
 
 bench: .venv/.installed ## Measure, and write the results into benchmarks/results/.

@@ -212,6 +212,14 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     # What the schema does not know.
     "an unknown key": ({"replicas": 3}, ("replicas",)),
     "an unknown key of a group": ({"scorerGroups": {"cpu": {"replica": 3}}}, ("replica",)),
+    "a typo in a section": ({"config": {"gateway": {"prot": 7600}}}, ("gateway", "prot")),
+    "a section that is not there": ({"config": {"gatway": {"port": 7600}}}, ("config", "gatway")),
+    "a typo below an optional section": (
+        {"config": {"auth": {"oidc": {"isuer": "https://a.example", "audience": "p"}}}},
+        ("oidc", "isuer"),
+    ),
+    "a setting out of its range": ({"config": {"tracing": {"sample_ratio": 2}}}, ("sample_ratio", "1")),
+    "a setting of another type": ({"config": {"weights": {"keep_versions": "many"}}}, ("keep_versions", "integer")),
     "a group named like ours": ({"scorerGroups": {"gateway": {"cpus": 1, "memory": "1Gi"}}}, ("gateway",)),
     "a group without memory": ({"scorerGroups": {"more": {"cpus": 1}}}, ("memory",)),
     "memory that is no quantity": ({"gateway": {"memory": "much"}}, ("memory",)),

@@ -75,18 +75,26 @@ def test_the_default_configuration_of_the_chart_loads() -> None:
     assert not config.is_insecure
 
 
-def test_settings_that_the_chart_does_not_know_reach_the_service_as_they_are() -> None:
+def test_settings_that_the_chart_does_not_read_reach_the_service_as_they_are() -> None:
     odd = {
         "limits": {"max_runs": 17},
-        "audit": {"file": None},
         "architectures": {"a": "b.c:d"},
-        "surely": {"not": [1, "2"]},
+        "tracing": {"endpoint": "http://collector:4317", "sample_ratio": 0.25},
     }
     given = render(changes={"config": odd}).config
 
-    assert given["limits"] == {"max_runs": 17}
-    assert given["architectures"] == {"a": "b.c:d"}
-    assert given["surely"] == {"not": [1, "2"]}
+    assert {key: given[key] for key in odd} == odd
+
+
+def test_the_chart_accepts_every_setting_of_the_service_by_its_default() -> None:
+    reference = yaml.safe_load((CHART.parents[1] / "deploy" / "config.yaml").read_text())
+    ours = _values(CHART / "values.yaml")["config"]
+    # What the chart has to have otherwise; null is what `null` in values removes.
+    wanted = _merged(reference, ours)
+    given = render(changes={"config": wanted}).config
+
+    assert parse_config(given) == parse_config(wanted)
+    assert {key for key in reference if reference[key] is not None} <= given.keys()
 
 
 def test_large_numbers_stay_whole() -> None:
