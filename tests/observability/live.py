@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from tests.access.certificates import Authority
 from tests.observability.dashboard_files import PanelQuery
 from tests.observability.prometheus_server import PrometheusServer
 from tests.observability.rule_files import write_faster
+from tests.observability.scrape_settings import ScrapeConfig
 from tests.observability.trainers import Trainers
 
 KIB = 1024
@@ -39,7 +40,7 @@ SETTINGS: dict[str, Any] = {
 
 VARIABLES = {
     "namespace": ".*",
-    "job": "preceptor",
+    "job": ".+",
     "instance": ".*",
     "run": "fashion|letters|clumsy",
     "application": ".*",
@@ -97,12 +98,17 @@ def write_files(folder: Path) -> Files:
 
 
 @contextmanager
-def running(folder: Path, files: Files, settings: dict[str, Any], ray_nodes: Sequence[str] = ()) -> Iterator[Live]:
-    """Starts a service with `settings` over `SETTINGS`, and a Prometheus with the faster rules; nobody trains yet."""
+def running(
+    folder: Path, files: Files, settings: dict[str, Any], scraping: Callable[[str], list[ScrapeConfig]]
+) -> Iterator[Live]:
+    """Starts a service with `settings` over `SETTINGS`, and a Prometheus with the faster rules; nobody trains yet.
+
+    `scraping` returns what to scrape, from the address of the gateway's metrics.
+    """
     service = start_service(parse_config({**SETTINGS, **files.settings, **settings}))
     try:
-        targets = {"gateway": [f"127.0.0.1:{service.ports.metrics}"], "ray": ray_nodes}
-        prometheus = PrometheusServer(folder, targets, write_faster(folder))
+        configs = scraping(f"127.0.0.1:{service.ports.metrics}")
+        prometheus = PrometheusServer(folder, configs, write_faster(folder))
         try:
             tls = Tls(root_certificates=files.authority)
             target = f"localhost:{service.ports.grpc}"

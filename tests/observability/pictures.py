@@ -13,12 +13,14 @@ import re
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from deploy.dashboards.pictures import Line, draw
 from preceptor_service.ray_cluster import RayCluster
 from tests.observability.dashboard_files import NAMES, read
 from tests.observability.live import VARIABLES, Live, running, write_files
+from tests.observability.scrape_settings import of_the_chart
 from tests.observability.trainers import Trainer
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
@@ -41,7 +43,7 @@ def main() -> None:
         settings = {"name": "preceptor", "scorer": {"replicas": 2, "micro_batch_rows": 64, "num_cpus": 0.1}}
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            with running(folder, write_files(folder), settings, nodes) as live:
+            with running(folder, write_files(folder), settings, partial(of_the_chart, ray_nodes=nodes)) as live:
                 _train(live, seconds)
                 _draw_all(live, seconds)
     finally:

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import yaml
 
 from tests.prerequisites import lacking
 
-JOB = "preceptor"
 _START_TIMEOUT_S = 30.0
 
 
@@ -38,12 +37,11 @@ class PrometheusServer:
 
     Args:
         folder: an empty directory.
-        targets: addresses to scrape, by the value of their label `component`; all are of job `preceptor`, as in the
-            chart's PodMonitor.
+        scrape_configs: what to scrape.
         rule_files: rules to evaluate.
     """
 
-    def __init__(self, folder: Path, targets: Mapping[str, Sequence[str]], rule_files: Sequence[Path] = ()) -> None:
+    def __init__(self, folder: Path, scrape_configs: Sequence[dict[str, Any]], rule_files: Sequence[Path] = ()) -> None:
         program = shutil.which("prometheus") or lacking("prometheus (Debian package prometheus)")
         config = folder / "prometheus.yml"
         config.write_text(
@@ -51,15 +49,7 @@ class PrometheusServer:
                 {
                     "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
                     "rule_files": [str(path) for path in rule_files],
-                    "scrape_configs": [
-                        {
-                            "job_name": JOB,
-                            "static_configs": [
-                                {"targets": list(addresses), "labels": {"component": component}}
-                                for component, addresses in targets.items()
-                            ],
-                        }
-                    ],
+                    "scrape_configs": list(scrape_configs),
                 }
             )
         )

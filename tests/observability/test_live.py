@@ -1,7 +1,7 @@
 """A real Prometheus scrapes a real service under load: everything has data, nothing fires, until something breaks.
 
-Its rules are the shipped ones, sixty times faster (`rule_files.write_faster`). Tests run in their order here: what
-they break stays broken, and the last one takes the service away.
+Its rules are the shipped ones, sixty times faster (`rule_files.write_faster`), its scrape settings those of compose.
+Tests run in their order here: what they break stays broken, and the last one takes the service away.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.observability.dashboard_files import NAMES, queries
 from tests.observability.known_metrics import names_of
 from tests.observability.live import VARIABLES, Files, Live, running, write_files
 from tests.observability.queries import metrics_of
+from tests.observability.scrape_settings import of_compose
 from tests.observability.trainers import Trainer
 
 LETTERS = Trainer("letters", rows=256, at_once=5, pause_s=1.5, width=96)
@@ -41,7 +42,7 @@ def files(folder: Path) -> Files:
 @pytest.fixture(scope="module")
 def live(folder: Path, files: Files) -> Iterator[Live]:
     settings = {"pool": "in-process", "scorer": {"micro_batch_rows": 64, "threads": 1}}
-    with running(folder, files, settings) as live:
+    with running(folder, files, settings, of_compose) as live:
         live.trainers.start(live.client, Trainer("fashion"))
         live.trainers.start(live.client, LETTERS)
         live.trainers.start_clumsy(live.client)
@@ -109,7 +110,7 @@ def test_a_trainer_that_stops_pushing_gets_fallbacks_and_alerts(live: Live) -> N
 def test_more_work_than_scorers_can_do_alerts(live: Live) -> None:
     for rank in (1, 2):  # while one waits for its last answers, the other offers more
         live.trainers.start(live.client, replace(LETTERS, rank=rank, at_once=12, pause_s=0))
-    assert live.wait_until_firing("PreceptorQueueSaturated")["component"] == "gateway"
+    assert live.wait_until_firing("PreceptorQueueSaturated")["job"] == "preceptor"
 
 
 def test_a_certificate_that_cannot_be_used_alerts(live: Live, files: Files) -> None:
@@ -122,5 +123,5 @@ def test_a_certificate_that_cannot_be_used_alerts(live: Live, files: Files) -> N
 def test_a_gateway_that_is_gone_alerts(live: Live) -> None:
     live.trainers.stop()
     live.service.stop()
-    assert live.wait_until_firing("PreceptorTargetDown")["component"] == "gateway"
+    assert live.wait_until_firing("PreceptorTargetDown")["job"] == "preceptor"
     live.wait_until_firing("PreceptorAbsent")

@@ -1,4 +1,4 @@
-"""The same with Ray: what Serve and Ray tell is there too, and scorers that die alert."""
+"""The same with Ray and the chart's PodMonitor: what Serve and Ray tell is there too, and scorers that die alert."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.observability.dashboard_files import NAMES, queries
 from tests.observability.known_metrics import RAY, RAY_ON_GPUS, names_of
 from tests.observability.live import VARIABLES, Live, running, write_files
 from tests.observability.queries import metrics_of
+from tests.observability.scrape_settings import of_the_chart
 from tests.observability.trainers import Trainer
 from tests.processes import pids_titled
 
@@ -34,7 +36,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         known = ray.nodes()  # type: ignore[no-untyped-call]
         nodes = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in known]
         settings = {"name": NAME, "scorer": {"replicas": 2, "micro_batch_rows": 32, "num_cpus": 0.1}}
-        with running(folder, write_files(folder), settings, nodes) as live:
+        with running(folder, write_files(folder), settings, partial(of_the_chart, ray_nodes=nodes)) as live:
             live.trainers.start(live.client, Trainer("fashion"))
             live.trainers.start_clumsy(live.client)
             yield live
