@@ -14,7 +14,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
-from deploy.dashboards.panels import GATEWAY, JOB, PROMETHEUS, Query, Row
+from deploy.dashboards.panels import GATEWAY, JOB, PROMETHEUS, RUNBOOKS, Query, Row
 
 TAG = "preceptor"
 _ALL = VariableOption(text="All", value="$__all")
@@ -49,11 +49,13 @@ def framed(
         .link(
             dashboard.DashboardLink("Runbooks")
             .type(DashboardLinkType.LINK)
-            .url("docs/alerts.md")
+            .url(RUNBOOKS)
             .icon("doc")
             .target_blank(True)
         )
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        # Where docs/alerts.md is to be read, which only those know who installed it: the chart fills it in.
+        .with_variable(dashboard.ConstantVariable("runbooks").value(""))
     )
     for variable in variables:
         framed.with_variable(variable)

@@ -20,6 +20,9 @@ from grafana_foundation_sdk.models.dashboard import DataSourceRef, DynamicConfig
 
 PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
+RUNBOOKS = "${runbooks}"
+"""The page of runbooks, as the variable of that name says."""
+
 JOB = 'namespace=~"$namespace", job=~"$job"'
 """What recorded series and Ray's metrics are chosen by."""
 GATEWAY = f'{JOB}, instance=~"$instance"'
@@ -170,5 +173,5 @@ def _steps(limits: Limits | None) -> dashboard.ThresholdsConfig:
 
 
 def _runbook(alert: str) -> dashboard.DashboardLink:
-    """The way to an alert's runbook; whoever ships the dashboards puts where the documents lie before it."""
-    return dashboard.DashboardLink(f"Runbook: {alert}").url(f"docs/alerts.md#{alert.lower()}").target_blank(True)
+    """The way to an alert's runbook, on the page that the dashboard's variable names."""
+    return dashboard.DashboardLink(f"Runbook: {alert}").url(f"{RUNBOOKS}#{alert.lower()}").target_blank(True)

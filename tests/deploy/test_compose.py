@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import stat
@@ -166,6 +167,28 @@ def test_grafana_is_provisioned_with_prometheus_and_the_charts_dashboards(
     assert mounted["/etc/grafana/provisioning"] == "./grafana/provisioning"
     password = Path(compose["services"]["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD__FILE"])
     assert mounted[str(password.parent)] == "./secrets/grafana"
+
+
+def test_panels_and_alerts_lead_to_the_runbooks_by_what_the_readme_says(repository: Path, tmp_path: Path) -> None:
+    there = tmp_path / "deploy" / "compose"
+    there.mkdir(parents=True)
+    for part in ("dashboards", "rules"):
+        shutil.copytree(repository / "helm" / "preceptor" / part, tmp_path / "helm" / "preceptor" / part)
+    commands = re.findall(r"^sed -i .*", (repository / "deploy" / "README.md").read_text(), re.MULTILINE)
+
+    for command in commands:
+        assert run("bash", "-c", f"RUNBOOKS=https://docs.example.com; {command}", cwd=there).returncode == 0
+
+    assert len(commands) == 2
+    for path in (tmp_path / "helm/preceptor/dashboards").glob("*.json"):
+        before = json.loads((repository / "helm/preceptor/dashboards" / path.name).read_text())
+        (variable,) = [item for item in before["templating"]["list"] if item["name"] == "runbooks"]
+        variable["query"] = "https://docs.example.com/docs/alerts.md"
+        assert json.loads(path.read_text()) == before
+    rules = yaml.safe_load((tmp_path / "helm/preceptor/rules/alerts.yaml").read_text())
+    links = [rule["annotations"]["runbook_url"] for group in rules["groups"] for rule in group["rules"]]
+    assert links
+    assert all(link.startswith("https://docs.example.com/docs/alerts.md#") for link in links)
 
 
 def test_the_secrets_are_closed_to_others_and_kept_when_the_script_runs_again(secrets: Path) -> None:

@@ -258,7 +258,7 @@ def test_rules_are_the_files_of_the_chart_with_links_to_runbooks() -> None:
     files = [yaml.safe_load(path.read_text()) for path in sorted((CHART / "rules").glob("*.yaml"))]
     groups = [group for file in files for group in file["groups"]]
     rendered = render("gpu").one("PrometheusRule")["spec"]["groups"]
-    linked = render("gpu", {"prometheusRule": {"runbookBaseUrl": "https://docs.example.com/v1/"}}).one("PrometheusRule")
+    linked = render("gpu", {"runbookBaseUrl": "https://docs.example.com/v1/"}).one("PrometheusRule")
     links = [
         rule["annotations"]["runbook_url"]
         for group in linked["spec"]["groups"]
@@ -272,18 +272,40 @@ def test_rules_are_the_files_of_the_chart_with_links_to_runbooks() -> None:
     assert all(link.startswith("https://docs.example.com/v1/docs/") for link in links)
 
 
-def test_dashboards_are_the_files_of_the_chart() -> None:
-    files = {path.name: path.read_text() for path in (CHART / "dashboards").glob("*.json")}
+def dashboards(rendering: Rendering) -> dict[str, Any]:
+    """File name → dashboard, of each ConfigMap with one."""
     found = {}
-    for item in render("gpu").of("ConfigMap"):
+    for item in rendering.of("ConfigMap"):
         assert item["metadata"]["labels"]["grafana_dashboard"] == "1"
         assert item["metadata"]["annotations"] == {"grafana_folder": "Preceptor"}
         ((key, content),) = item["data"].items()
-        found[key.removeprefix(f"{RELEASE}-preceptor-")] = content
+        found[key.removeprefix(f"{RELEASE}-preceptor-")] = json.loads(content)
+    return found
+
+
+def test_dashboards_are_the_files_of_the_chart_and_lead_to_the_runbooks() -> None:
+    files = {path.name: json.loads(path.read_text()) for path in (CHART / "dashboards").glob("*.json")}
+    for dashboard in files.values():
+        (variable,) = [item for item in dashboard["templating"]["list"] if item["name"] == "runbooks"]
+        variable["query"] = "https://docs.example.com/v1/docs/alerts.md"
 
     assert files
-    assert found.keys() == files.keys()
-    assert all(json.loads(found[name]) == json.loads(files[name]) for name in files)
+    assert dashboards(render("gpu", {"runbookBaseUrl": "https://docs.example.com/v1/"})) == files
+
+
+def test_dashboards_have_no_dead_links_where_nobody_says_where_the_runbooks_are() -> None:
+    files = {path.name: json.loads(path.read_text()) for path in (CHART / "dashboards").glob("*.json")}
+    for dashboard in files.values():
+        dashboard["links"] = [link for link in dashboard["links"] if link["type"] == "dashboards"]
+        assert len(dashboard["links"]) == 1
+        for panel in dashboard["panels"]:
+            panel["links"] = []
+    found = dashboards(render("gpu"))
+    for dashboard in found.values():
+        for panel in dashboard["panels"]:
+            assert panel["links"] == []
+
+    assert found == files
 
 
 def test_what_needs_an_operator_of_its_own_is_off_until_asked_for() -> None:

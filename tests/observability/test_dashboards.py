@@ -69,13 +69,23 @@ def test_gateways_and_runs_can_be_chosen(name: str) -> None:
 def test_dashboards_lead_to_each_other_and_to_the_runbooks(name: str) -> None:
     links = read(name)["links"]
     assert [link["tags"] for link in links if link["type"] == "dashboards"] == [["preceptor"]]
-    assert [link["url"] for link in links if link["type"] == "link"] == ["docs/alerts.md"]
+    assert [link["url"] for link in links if link["type"] == "link"] == ["${runbooks}"]
     assert "preceptor" in read(name)["tags"]
 
 
 def test_every_alert_has_a_panel_that_leads_to_its_runbook() -> None:
     linked = {link["url"] for name in NAMES for panel in panels(name) for link in panel["links"]}
-    assert linked == {alert["annotations"]["runbook_url"] for alert in alerts()}
+    runbooks = {alert["annotations"]["runbook_url"] for alert in alerts()}
+    assert {url.replace("${runbooks}", "docs/alerts.md") for url in linked} == runbooks
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_link_is_relative_to_grafana(name: str) -> None:
+    urls = [node["url"] for node in _nodes(read(name)) if node.get("url")]
+    (variable,) = [item for item in read(name)["templating"]["list"] if item["name"] == "runbooks"]
+    assert urls
+    assert [url for url in urls if not url.startswith("${runbooks}")] == []
+    assert (variable["type"], variable["hide"], variable["query"]) == ("constant", 2, "")
 
 
 @pytest.mark.parametrize("panel", EVERY_PANEL)
