@@ -69,6 +69,21 @@ def test_models_that_have_to_be_loaded_first_do_not_hold_up_those_that_are_there
     asyncio.run(score())
 
 
+def test_who_waits_for_a_load_is_told_how_long_and_who_does_not_is_told_none(bench: Bench) -> None:
+    here, _ = bench.small_cnn(1)
+    elsewhere, _ = bench.small_cnn(2)
+
+    async def score() -> None:
+        pool = InProcessPool(bench.engine)
+        await pool.load(models(here, None))
+        assert (await pool.losses(models(here, None), digits(0))).load_s == 0
+        assert (await pool.losses(models(elsewhere, None), digits(0))).load_s > 0
+        assert (await pool.losses(models(elsewhere, None), digits(0))).load_s == 0
+        await pool.close()
+
+    asyncio.run(score())
+
+
 def test_weights_load_beside_scoring(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     old, _ = bench.small_cnn(1)
     new, _ = bench.small_cnn(2)

@@ -90,7 +90,7 @@ class ScoringEngine:
             PreceptorError: as `load`.
         """
         task = task_named(models.task)
-        started = time.perf_counter()
+        is_held, started = self.holds(models), time.perf_counter()
         with self._models.lease(_wants(models)) as modules:
             loaded = time.perf_counter()
             by_ref = dict(zip((want.ref for want in _wants(models)), modules, strict=True))
@@ -105,7 +105,7 @@ class ScoringEngine:
             learner=found.get((models.learner, "loss")) if "loss" in models.learner_measures else None,
             reference=found.get((models.reference, "loss")),
             forward_s=forward_s,
-            load_s=loaded - started,
+            load_s=0.0 if is_held else loaded - started,
             learner_gradient_norms=found.get((models.learner, "gradient_norm")),
             reference_fold_1=found.get((models.reference_fold_1, "loss")),
         )

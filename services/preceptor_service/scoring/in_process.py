@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from preceptor.errors import PreceptorError, ScorersUnavailableError
@@ -38,9 +40,13 @@ class InProcessPool:
             ScorersUnavailableError: the pool is closed.
             PreceptorError: as `ScoringEngine.losses`.
         """
+        load_s = 0.0
         if not self._engine.holds(models):
+            started = time.perf_counter()
             await self._run(self._loading, lambda: self._engine.load(models))
-        return await self._run(self._scoring, lambda: self._engine.losses(models, batch))
+            load_s = time.perf_counter() - started
+        losses = await self._run(self._scoring, lambda: self._engine.losses(models, batch))
+        return replace(losses, load_s=load_s + losses.load_s)
 
     async def load(self, models: ScoringModels) -> LoadReport:
         """Loads the models; see `ScorerPool.load`. What went wrong is logged, and raised when they score.

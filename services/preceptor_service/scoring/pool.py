@@ -74,8 +74,8 @@ class MicroBatch:
 class Losses:
     """Per-example losses and gradient norms of one micro-batch, float32 `[row_count]`; None where not asked for.
 
-    `forward_s` is the time of the forward passes in seconds; `load_s` that of loading weights that
-    the scorer did not hold.
+    `forward_s` is the time of the forward passes in seconds; `load_s` what this micro-batch waited for weights that
+    the scorer did not hold, 0 where it held them.
     """
 
     learner: NDArray[np.float32] | None
