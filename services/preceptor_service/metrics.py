@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import Metric as Family
 
 M = TypeVar("M", Counter, Gauge)
 
@@ -202,11 +203,23 @@ METRICS: tuple[Metric, ...] = tuple(metric for metrics in QUESTIONS.values() for
 _BY_NAME = {metric.name: metric for metric in METRICS}
 
 
+class _Registry(CollectorRegistry):
+    """Leaves out when each series began, `_created`: nobody asks, and it doubles the series of counters.
+
+    prometheus-client's own switch for that is one for the whole process, which may be a trainer's.
+    """
+
+    def collect(self) -> Iterable[Family]:
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
+
+
 class GatewayMetrics:
     """The gateway's metrics, an attribute each; thread-safe."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = _Registry()
         self._per_run: list[Counter | Gauge] = []
         self.super_batches = self._counter("super_batches")
         self.candidates = self._counter("candidates")

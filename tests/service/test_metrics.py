@@ -229,9 +229,9 @@ def test_what_does_not_exist_makes_no_series(client: SelectionClient, raw: RawCh
         raw.call("Select", select_open(stranger), *super_batch(digits.candidates(number))).status()
         raw.call("PushWeights", *push_messages(b"weights", run_id=stranger)).status()
     new = metrics.series() - known
-    assert {name for name, _ in new} <= {"preceptor_errors_total", "preceptor_errors_created"}
+    assert {name for name, _ in new} <= {"preceptor_errors_total"}
     assert {dict(labels)["method"] for _, labels in new} <= {"GetRun", "DeleteRun", "Select", "PushWeights"}
-    assert len(new) <= 8
+    assert len(new) <= 4
 
 
 def test_scores_that_are_not_finite_are_counted(client: SelectionClient, run_id: str, seen: Seen) -> None:
@@ -340,11 +340,7 @@ def test_a_deleted_run_has_no_series(client: SelectionClient, run: Run, metrics:
 def test_what_is_served_is_what_the_table_says(run: Run, metrics: Metrics) -> None:
     run.select(digits.candidates(1), sub_batch_size=8, step=1)
     table = {f"preceptor_{metric.name}": metric for metric in METRICS}
-    served = {
-        family.name: family
-        for family in text_string_to_metric_families(metrics.text())
-        if not family.name.endswith("_created")
-    }
+    served = {family.name: family for family in text_string_to_metric_families(metrics.text())}
     assert served.keys() == table.keys()
     for name, family in served.items():
         metric = table[name]
