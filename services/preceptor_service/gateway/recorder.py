@@ -83,8 +83,9 @@ class Recorder:
 
     def pushed(self, run: ActiveRun, role: Role, spent_s: float) -> None:
         """Records weights that were committed `spent_s` after their first byte."""
-        self._metrics.pushes.labels(run.run_id, role).inc()
-        self._metrics.push_seconds.labels(run.run_id).inc(spent_s)
+        if not run.deleted.is_set():
+            self._metrics.pushes.labels(run.run_id, role).inc()
+            self._metrics.push_seconds.labels(run.run_id).inc(spent_s)
 
     def push_failed(self, run: ActiveRun, error: PreceptorError) -> None:
         """Records a push that ended with `error`."""
