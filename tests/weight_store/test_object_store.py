@@ -16,6 +16,7 @@ import pytest
 
 from preceptor.errors import DiskFullError, InternalError, PushConflictError, UnavailableError, WeightsNotFoundError
 from preceptor_service.config import ConfigError, WeightsConfig
+from preceptor_service.gateway.watch import _PERIOD_S
 from preceptor_service.run_store import RunStore
 from preceptor_service.storage import StoreHealth, check_storage
 from preceptor_service.storage.blob_cache import BlobCache
@@ -175,6 +176,24 @@ class TestFailures:
         assert object_store.names("staging") == []
         object_store.server.spoil = always("403 Forbidden", "AccessDenied")
         assert store.probe() == StoreHealth(is_writable=False, free_bytes=None)
+
+    @pytest.mark.parametrize("document", ["store.md", "adr/0006-object-store.md"])
+    def test_a_look_at_its_health_costs_what_the_documents_say(
+        self, object_store: ObjectPlace, repository: Path, document: str
+    ) -> None:
+        store = WeightStore(object_store.open(), keep_versions=2, max_bytes=1000)
+        methods: list[str] = []
+
+        def noted(environ: dict[str, Any]) -> None:
+            methods.append(environ["REQUEST_METHOD"])
+
+        object_store.server.spoil = noted
+        store.probe()
+
+        assert methods == ["PUT", "GET", "DELETE"]
+        said = " ".join((repository / "docs" / document).read_text().split())
+        assert f"every {_PERIOD_S:g} s" in said
+        assert f"{24 * 3600 / _PERIOD_S:,.0f} `PUT`, `GET` and `DELETE` requests each a day" in said
 
 
 class TestFormerLives:
