@@ -14,7 +14,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
-from deploy.dashboards.panels import GATEWAY, JOB, PROMETHEUS, RUNBOOKS, Query, Row
+from deploy.dashboards.panels import FIRING, GATEWAY, JOB, PROMETHEUS, RUNBOOKS, Query, Row
 
 TAG = "preceptor"
 _ALL = VariableOption(text="All", value="$__all")
@@ -103,8 +103,7 @@ def marks(name: str, query: Query, colour: str) -> dashboard.AnnotationQuery:
 
 
 def _alerts_firing() -> dashboard.AnnotationQuery:
-    firing = Query('ALERTS{alertname=~"Preceptor.+", alertstate="firing"}', "{{alertname}}")
-    return marks("Alerts", firing, "red")
+    return marks("Alerts", Query(FIRING, "{{alertname}}"), "red")
 
 
 def _variable(name: str, label: str, query: str) -> dashboard.QueryVariable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard
 
 from deploy.dashboards.frame import framed, installation, run
-from deploy.dashboards.panels import GATEWAY, JOB, RATE, RUN, Limits, Query, Row, graph, number, or_none
+from deploy.dashboards.panels import FIRING, GATEWAY, JOB, RATE, RUN, Limits, Query, Row, graph, number, or_none
 
 
 def overview() -> dashboard.Dashboard:
@@ -39,7 +39,7 @@ def _glance() -> Row:
                 "short",
                 Query(f'max(preceptor_scorers{{{GATEWAY}, state="running"}})', "scorers"),
                 limits=Limits(yellow=1, red=1, low_is_bad=True),
-                runbooks=["PreceptorNoScorers", "PreceptorReplicasUnhealthy"],
+                runbooks=["PreceptorNoScorers", "PreceptorReplicasUnhealthy", "PreceptorScorersUnknown"],
             ),
             number(
                 "Candidates per second",
@@ -70,9 +70,9 @@ def _glance() -> Row:
             ),
             number(
                 "Alerts firing",
-                "Alerts of Preceptor that fire now, in every installation that this Prometheus sees.",
+                "Alerts of the chosen installations that fire now, and those that name none, as without any gateway.",
                 "short",
-                Query('count(ALERTS{alertname=~"Preceptor.+", alertstate="firing"}) or vector(0)', "alerts"),
+                Query(f"count({FIRING}) or vector(0)", "alerts"),
                 limits=Limits(yellow=1, red=2),
             ),
         ],
@@ -153,7 +153,7 @@ def _waiting() -> Row:
                     "{{part}}",
                 ),
                 stacked=True,
-                runbooks=["PreceptorQueueSaturated"],
+                runbooks=["PreceptorQueueSaturated", "PreceptorScorersBehind"],
             ),
         ],
     )

@@ -29,6 +29,8 @@ GATEWAY = f'{JOB}, instance=~"$instance"'
 """What a gateway's metrics are chosen by."""
 RUN = f'{GATEWAY}, run=~"$run"'
 """What metrics with a run are chosen by."""
+FIRING = 'ALERTS{alertname=~"Preceptor.+", alertstate="firing", namespace=~"$namespace|", job=~"$job|"}'
+"""The alerts that fire, also those that name no installation, as when there never was one."""
 RATE = "[$__rate_interval]"
 """The window of a rate: Grafana's choice, never below four scrapes."""
 

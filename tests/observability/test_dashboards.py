@@ -132,6 +132,20 @@ def test_variables_and_annotations_ask_only_for_what_exists(name: str) -> None:
         labels_of(PanelQuery(name, annotation["name"], annotation["expr"], "").filled_in(VARIABLES), known())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_alerts_shown_are_those_of_the_chosen_installation_and_those_of_none(name: str) -> None:
+    asked = [query.expr for query in queries(name)] + [mark["expr"] for mark in read(name)["annotations"]["list"]]
+    shown = [expr for expr in asked if "ALERTS" in expr]
+    assert shown
+    for expr in shown:
+        assert 'namespace=~"$namespace|", job=~"$job|"' in expr
+
+
+def test_alerts_name_the_installation_that_they_are_about() -> None:
+    of_none = {alert["alert"] for alert in alerts() if not {"namespace", "job"} <= labels_of(alert["expr"], known())}
+    assert of_none == set()
+
+
 def test_rules_ask_only_for_metrics_and_labels_that_exist() -> None:
     for rule in rules():
         labels = labels_of(rule["expr"], known()) | rule.get("labels", {}).keys()
