@@ -21,14 +21,15 @@ from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.run_models import architecture_of, scoring_models
 from preceptor_service.super_batch import SuperBatch
 from preceptor_service.tasks import run_columns
-from preceptor_service.weight_store import Role, WeightStore
+from preceptor_service.weight_store import ROLES, Role, WeightStore
 
 _MODEL_BYTES = 1 << 40
-_ROLES: tuple[Role, ...] = ("learner", "reference")
 
 
 def weights_bytes(spec: RunSpec, role: Role) -> int:
     """Returns the bytes that a run's model takes in a scorer; 0 where its score rule needs no such model.
+
+    Of `reference`: of both where the run has two.
 
     Raises:
         InvalidRunError: unknown model, score rule or setting.
@@ -37,7 +38,8 @@ def weights_bytes(spec: RunSpec, role: Role) -> int:
     if not (rule.needs_learner if role == "learner" else rule.needs_reference):
         return 0
     outline = ArchitectureRegistry().outline(*architecture_of(spec, role))
-    return sum(tensor.nbytes for tensor in (*outline.parameters(), *outline.buffers()))
+    each = sum(tensor.nbytes for tensor in (*outline.parameters(), *outline.buffers()))
+    return 2 * each if role == "reference" and spec.cross_reference else each
 
 
 def candidate_bytes(spec: RunSpec) -> int:
@@ -79,11 +81,10 @@ def measure_candidates_per_second(
     with tempfile.TemporaryDirectory(prefix="preceptor-size-") as folder:
         RunStore(Path(folder)).create(RunRecord(spec, time.time(), micro_batch_rows))
         weights = WeightStore(Path(folder), keep_versions=2, max_bytes=_MODEL_BYTES)
-        for role in _ROLES:
+        roles = ROLES if spec.cross_reference else ROLES[:2]
+        for role in roles:
             _push_initial(weights, spec, role)
-        models = scoring_models(
-            spec, rule, weights.head(spec.run_id, "learner"), weights.head(spec.run_id, "reference")
-        )
+        models = scoring_models(spec, rule, *(weights.head(spec.run_id, role) for role in roles))
         engine = ScoringEngine(weights, ArchitectureRegistry(), device, threads, _MODEL_BYTES)
         batches = list(super_batch.micro_batches(micro_batch_rows))
         for batch in batches:
@@ -102,8 +103,9 @@ def _columns(spec: RunSpec) -> tuple[ColumnSpec, ...]:
 
 def _push_initial(weights: WeightStore, spec: RunSpec, role: Role) -> None:
     state = ArchitectureRegistry().build(*architecture_of(spec, role)).state_dict()
-    if role == "reference":  # other weights than the learner's: those would be one model, scored once
-        state = {name: value * 0.5 if value.is_floating_point() else value for name, value in state.items()}
+    # Each role has other weights: equal ones would be one model, scored once.
+    scale = 0.5 ** ROLES.index(role)
+    state = {name: value * scale if value.is_floating_point() else value for name, value in state.items()}
     data = save({name: value.contiguous() for name, value in state.items()})
     with weights.stage(len(data)) as staged:
         staged.write(data)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+TARGET_UTILISATION = 0.8
+"""Share of their time that scorers and gateways shall work: what is left takes up bursts, loads and lost replicas."""
+
 _LEARNER_VERSIONS = 2  # the one in use, and the one that loads beside it
 _SUPER_BATCHES_IN_WINDOW = 2  # one is scored while the next one is sent
 
@@ -50,7 +53,7 @@ class Measured:
         candidates_per_second: what one scorer scores when it has always something to do; above 0.
         candidate_bytes: of one candidate on the wire.
         learner_bytes: of the learner copy's weights in a scorer, float32; 0 for a score rule that needs none.
-        reference_bytes: the same of the reference.
+        reference_bytes: the same of the reference, or of both where there are two.
         gateway_bytes_per_second: what one gateway receives when it has always something to receive.
 
     Raises:
@@ -87,7 +90,7 @@ class Sizing:
         headroom: candidates per second that they could score beyond those that are needed, over those; 0 or above.
         steps_per_second: the largest rate of steps that they sustain, working all the time.
         selection_s: time in which they score what one step of all ranks offers.
-        model_bytes: weights in one scorer, for this run: two learner versions and the reference.
+        model_bytes: weights in one scorer, for this run: two learner versions and what is frozen.
         bytes_per_second: that all gateways receive together.
         gateways: how many keep up with that.
         super_batch_bytes: of one super-batch on the wire.
@@ -107,7 +110,7 @@ class Sizing:
     window_bytes: int | None
 
 
-def size(load: TrainerLoad, measured: Measured, target_utilisation: float = 0.8) -> Sizing:
+def size(load: TrainerLoad, measured: Measured, target_utilisation: float = TARGET_UTILISATION) -> Sizing:
     """Returns what keeps up with a trainer that never waits for selection.
 
     Selection overlaps with training, so what a step offers has to be scored within a step:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import yaml
 
 from preceptor import SelectionClient
 from preceptor_service.config import parse_config
+from preceptor_service.sizing import TARGET_UTILISATION
 from tests.cli.conftest import Ran, Serving
 from tests.service import digits
 
@@ -96,30 +100,76 @@ def test_it_measures_this_machine(preceptor: Run) -> None:
     assert settings(ran) == {"scorer": {"replicas": 1}}
 
 
-def test_it_reads_a_live_run(preceptor: Run, service: Serving) -> None:
-    target = f"127.0.0.1:{service.port()}"
-    ended = threading.Event()
+@contextmanager
+def training(target: str, run_id: str, **settings: Any) -> Iterator[None]:
+    """Selects for a new run until the end."""
+    ended, begun = threading.Event(), threading.Event()
     with SelectionClient(target) as client:
-        run = client.create_run(digits.spec("sized", score="uniform", selector="uniform"))
+        run = client.create_run(digits.spec(run_id, **settings))
+        if settings.get("score") != "uniform":
+            run.push_reference(digits.weights(2))
+            run.push_weights(digits.weights(1), step=0)
 
         def train() -> None:
-            step = 0
-            while not ended.is_set():
-                step += 1
+            for step in itertools.count(1):
                 run.select(digits.candidates(step), sub_batch_size=4, step=step)
+                if step > 10:
+                    begun.set()
+                if ended.is_set():
+                    return
 
         trainer = threading.Thread(target=train)
         trainer.start()
         try:
-            ran = preceptor(*TRAINER, "--target", target, "--run", "sized", "--interval", "1", "--scorers", "2")
+            assert begun.wait(60)
+            yield
         finally:
             ended.set()
             trainer.join(60)
-        assert rows(ran)["one scorer"].endswith("of run sized, if it kept scorers busy")
-        assert float(rows(ran)["one scorer"].split()[0].replace(",", "")) > 1
-        idle = preceptor(*TRAINER, "--target", target, "--run", "sized", "--interval", "0.1")
+
+
+def test_it_reads_a_live_run(preceptor: Run, service: Serving) -> None:
+    target = f"127.0.0.1:{service.port()}"
+    with training(target, "sized"):
+        ran = preceptor(*TRAINER, "--target", target, "--run", "sized", "--interval", "1", "--scorers", "2")
+    assert rows(ran)["one scorer"].endswith("of run sized at this gateway alone, if it kept scorers busy")
+    assert float(rows(ran)["one scorer"].split()[0].replace(",", "")) > 1
+    idle = preceptor(*TRAINER, "--target", target, "--run", "sized", "--interval", "0.1")
     assert idle.code == 1
     assert f"run 'sized' was offered no candidates at {target} for 0." in idle.err
+
+
+@pytest.mark.parametrize(
+    ("run_id", "settings", "complaint"),
+    [
+        ("draws", {"score": "uniform", "selector": "uniform"}, "the score of run 'draws' is 'uniform', which scores"),
+        ("later", {"select_from_step": 1_000_000}, "the schedule of run 'later' has its sub-batches drawn uniformly, "),
+        ("stale", {"max_staleness_steps": 3, "on_stale": "uniform"}, "answers to run 'stale' within 0."),
+    ],
+)
+def test_answers_that_nobody_scored_are_no_measure_of_scorers(
+    preceptor: Run, service: Serving, run_id: str, settings: dict[str, Any], complaint: str
+) -> None:
+    target = f"127.0.0.1:{service.port()}"
+    with training(target, run_id, **settings):
+        ran = preceptor(*TRAINER, "--target", target, "--run", run_id, "--interval", "0.5")
+    assert (ran.code, ran.out) == (1, "")
+    assert complaint in ran.err
+
+
+def test_two_references_take_the_room_of_two(preceptor: Run) -> None:
+    given = (*TRAINER, "--candidates-per-second", "6286", *SMALL)
+    one, both, told = (
+        float(rows(preceptor(*given, *options))["models"].split()[0])
+        for options in ([], ["--cross-reference"], ["--cross-reference", "--model-bytes", "2000000000"])
+    )
+    assert both / one == pytest.approx(4 / 3, abs=0.02)
+    assert told == 8
+
+
+def test_the_document_says_how_busy_scorers_shall_be(repository: Path) -> None:
+    document = " ".join((repository / "docs/operations.md").read_text().split())
+    assert f"so that scorers work {TARGET_UTILISATION:.0%} of their time (`--utilisation`)" in document
 
 
 @pytest.mark.parametrize(

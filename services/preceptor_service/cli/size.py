@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from preceptor import PreceptorError, RunSpec
+from preceptor import PreceptorError, RunSpec, RunStatus
 from preceptor_service.cli.connection import (
     TlsCa,
     TlsCertificate,
@@ -25,7 +25,8 @@ from preceptor_service.cli.connection import (
     open_client,
 )
 from preceptor_service.config import MIB, ConfigError, ServiceConfig
-from preceptor_service.sizing import Measured, Sizing, TrainerLoad, size
+from preceptor_service.schedule import share_by_score
+from preceptor_service.sizing import TARGET_UTILISATION, Measured, Sizing, TrainerLoad, size
 
 _MEGABYTE = 1e6
 _RUN_ID = "size"
@@ -44,17 +45,22 @@ def size_trainer(
     sub_batch: Annotated[int, typer.Option(help="b: examples that it trains on.")],
     step_time: Annotated[float, typer.Option(help="Seconds of one step of training, without selection.")],
     ranks: Annotated[int, typer.Option(help="Processes that train, each with a super-batch of its own.")] = 1,
-    utilisation: Annotated[float, typer.Option(help="Share of their time that replicas shall work.")] = 0.8,
+    utilisation: Annotated[
+        float, typer.Option(help="Share of their time that replicas shall work.")
+    ] = TARGET_UTILISATION,
     candidates_per_second: Annotated[float | None, typer.Option(help="What one scorer scores, as measured.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure it on this machine; needs --model.")] = False,
     target: Annotated[str | None, typer.Option(help="Read it from this gateway, host:port; needs --run.")] = None,
     run: Annotated[str | None, typer.Option(help="The run to read it from.")] = None,
-    scorers: Annotated[int, typer.Option(help="Scorers that shared that run's work.")] = 1,
+    scorers: Annotated[int, typer.Option(help="Scorers that shared what this gateway gave them.")] = 1,
     interval: Annotated[float, typer.Option(help="Seconds to measure or to read for.")] = 5.0,
     model: Annotated[str | None, typer.Option(help="The run's model, for its bytes and --measure.")] = None,
     model_config: Annotated[str, typer.Option(help="Its settings, as JSON.")] = "{}",
     task: Annotated[str, typer.Option(help="The run's task.")] = "classification",
     score: Annotated[str, typer.Option(help="The run's score.")] = "learnability",
+    cross_reference: Annotated[
+        bool, typer.Option("--cross-reference", help="The run has two references, one of each half of the data.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Where --measure measures: auto, cpu or cuda.")] = "auto",
     micro_batch_rows: Annotated[int, typer.Option(help="Rows of one forward pass of --measure.")] = 512,
     threads: Annotated[int | None, typer.Option(help="Threads of it on a CPU; none: all cores.")] = None,
@@ -79,7 +85,7 @@ def size_trainer(
                 "give one of --candidates-per-second, --measure and --target"
             )
         _check_interval(interval)
-        spec = None if model is None else _spec(model, model_config, task, score)
+        spec = None if model is None else _spec(model, model_config, task, score, cross_reference)
         if target is not None:
             with open_client(target, tls, tls_ca, tls_certificate, tls_key, token_file) as client:
                 spec, rate = _read(client, target, run, scorers, interval)
@@ -106,14 +112,14 @@ def _check_interval(interval: float) -> None:
         raise ValueError(f"--interval is {interval:g}; it is seconds, above 0 and at most 3600")
 
 
-def _spec(model: str, model_config: str, task: str, score: str) -> RunSpec:
+def _spec(model: str, model_config: str, task: str, score: str, cross_reference: bool) -> RunSpec:
     try:
         config = json.loads(model_config)
     except ValueError as error:
         raise ValueError(f"--model-config is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f'--model-config is {model_config[:64]!r}; give an object, such as {{"width": 16}}')
-    return RunSpec(_RUN_ID, model, config, task, score=score)
+    return RunSpec(_RUN_ID, model, config, task, score=score, cross_reference=cross_reference)
 
 
 def _measured(
@@ -137,7 +143,7 @@ def _measured(
 
 
 def _read(client: Any, target: str, run_id: str | None, scorers: int, interval_s: float) -> tuple[RunSpec, _Rate]:
-    """Returns a run's settings, and what it was answered per second and scorer: what it asked for, if not more."""
+    """Returns a run's settings, and what this gateway scored for it per second and scorer, if it asked for no more."""
     if run_id is None:
         raise ValueError("--target needs --run, the run to read from")
     if scorers < 1:
@@ -151,7 +157,27 @@ def _read(client: Any, target: str, run_id: str | None, scorers: int, interval_s
             f"run {run_id!r} was offered no candidates at {target} for {elapsed_s:.1f} s; "
             "let its trainer run meanwhile, or choose a longer --interval"
         )
-    return after.spec, _Rate(gained / elapsed_s / scorers, f"of run {run_id}, if it kept scorers busy")
+    _check_all_was_scored(run_id, before, after, elapsed_s)
+    source = f"of run {run_id} at this gateway alone, if it kept scorers busy"
+    return after.spec, _Rate(gained / elapsed_s / scorers, source)
+
+
+def _check_all_was_scored(run_id: str, before: RunStatus, after: RunStatus, elapsed_s: float) -> None:
+    """Raises where super-batches were answered without scores, which takes scorers no time."""
+    if after.spec.score == "uniform":
+        raise ValueError(f"the score of run {run_id!r} is 'uniform', which scores nothing; read from another run")
+    steps = [status.last_step for status in (before, after) if status.last_step is not None]
+    if any(share_by_score(after.spec, step) == 0 for step in steps):
+        raise ValueError(
+            f"the schedule of run {run_id!r} has its sub-batches drawn uniformly, at step {steps[0]} or {steps[-1]}; "
+            "read from it while it selects by score"
+        )
+    if fallbacks := after.fallbacks - before.fallbacks:
+        raise ValueError(
+            f"{fallbacks} of {after.super_batches - before.super_batches} answers to run {run_id!r} within "
+            f"{elapsed_s:.1f} s were fallbacks, drawn without scores; read from it once it gets none, "
+            "see PreceptorFallbackActive in docs/alerts.md"
+        )
 
 
 def _bytes(
@@ -163,10 +189,11 @@ def _bytes(
     # Brings torch, which takes seconds.
     from preceptor_service import measuring
 
+    references = 2 if spec.cross_reference else 1
     return (
         measuring.candidate_bytes(spec) if candidate_bytes is None else candidate_bytes,
         measuring.weights_bytes(spec, "learner") if model_bytes is None else model_bytes,
-        measuring.weights_bytes(spec, "reference") if model_bytes is None else model_bytes,
+        measuring.weights_bytes(spec, "reference") if model_bytes is None else references * model_bytes,
     )
 
 
