@@ -16,6 +16,7 @@ import psutil
 
 SUBNET = "10.213.77"
 GCS_PORT = 6399
+RAY_METRICS_PORT = 8090
 _END_TIMEOUT_S = 20.0
 
 
@@ -65,7 +66,8 @@ class Host:
     def start_ray(self, *options: str) -> None:
         """Starts a Ray node here."""
         ray = str(Path(sys.executable).with_name("ray"))
-        self.start(ray, "start", "--block", f"--node-ip-address={self.address}", "--disable-usage-stats", *options)
+        fixed = [f"--node-ip-address={self.address}", f"--metrics-export-port={RAY_METRICS_PORT}"]
+        self.start(ray, "start", "--block", *fixed, "--disable-usage-stats", *options)
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs on this host."""
@@ -121,6 +123,7 @@ class Network:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
             "RAY_worker_niceness": "0",
+            "RAY_metrics_report_interval_ms": "1000",
             "OMP_NUM_THREADS": "1",
         }
         host = Host(namespace, address, {**os.environ, **ours, **environment}, self._folder / f"{name}.log")
