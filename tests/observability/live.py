@@ -20,6 +20,7 @@ from preceptor_service.config import parse_config
 from tests.access.certificates import Authority
 from tests.observability.dashboard_files import PanelQuery
 from tests.observability.prometheus_server import PrometheusServer
+from tests.observability.queries import without_stand_in
 from tests.observability.rule_files import write_faster
 from tests.observability.scrape_settings import ScrapeConfig
 from tests.observability.trainers import Trainers
@@ -68,9 +69,9 @@ class Live:
     prometheus: PrometheusServer
 
     def has_data(self, query: PanelQuery, seconds: float = 20) -> bool:
-        """Whether a panel has a value to show within the last seconds."""
-        now = time.time()
-        found = self.prometheus.ask_over(query.filled_in(VARIABLES), now - seconds, now, 1)
+        """Whether a panel has a value to show within the last seconds, other than one that stands in for none."""
+        now, asked = time.time(), without_stand_in(query.filled_in(VARIABLES))
+        found = self.prometheus.ask_over(asked, now - seconds, now, 1)
         return any(np.isfinite(series.values).any() for series in found)
 
     def wait_until_firing(self, alert: str, timeout_s: float = 40) -> dict[str, str]:

@@ -24,6 +24,14 @@ def metrics_of(query: str) -> set[str]:
     return _metrics(promql.parse(query))
 
 
+def without_stand_in(query: str) -> str:
+    """The query without the number that it answers where it finds nothing: that one is always there."""
+    parsed = promql.parse(query)
+    if isinstance(parsed, promql.BinaryExpr) and str(parsed.op) == "or" and not _metrics(parsed.rhs):
+        return str(parsed.lhs.prettify())
+    return query
+
+
 def labels_of(query: str, known: Mapping[str, Labels]) -> Labels:
     """The labels of a query's answer.
 

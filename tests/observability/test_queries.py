@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.observability.queries import TARGET_LABELS, Labels, QueryError, labels_of, metrics_of
+from tests.observability.queries import TARGET_LABELS, Labels, QueryError, labels_of, metrics_of, without_stand_in
 
 BOTH = {"run", "code"}
 KNOWN: dict[str, Labels] = {
@@ -31,6 +31,19 @@ KNOWN: dict[str, Labels] = {
 )  # fmt: skip
 def test_the_labels_of_an_answer_are_known(query: str, labels: set[str]) -> None:
     assert labels_of(query, KNOWN) == labels
+
+
+@pytest.mark.parametrize(
+    ("query", "left"),
+    [
+        ("count(answers_total) or vector(0)", "count(answers_total)"),
+        ('answers_total or on () label_replace(vector(0), "run", "none", "", "")', "answers_total"),
+        ("answers_total or failures_total", "answers_total or failures_total"),
+        ("rate(answers_total[5m])", "rate(answers_total[5m])"),
+    ],
+)
+def test_a_number_that_stands_in_is_left_out(query: str, left: str) -> None:
+    assert without_stand_in(query) == left
 
 
 @pytest.mark.parametrize(
