@@ -88,10 +88,11 @@ def test_a_model_tells_its_bytes_and_those_of_a_candidate(preceptor: Run) -> Non
     assert three / two == pytest.approx(1.5, abs=0.02)
 
 
-def test_it_measures_this_machine(preceptor: Run) -> None:
+@pytest.mark.parametrize("options", [(), ("--cross-reference",)])
+def test_it_measures_this_machine(preceptor: Run, options: tuple[str, ...]) -> None:
     ran = preceptor(
         "size", "--super-batch", "64", "--sub-batch", "16", "--step-time", "100", "--measure", "--interval", "0.2",
-        "--device", "cpu", "--micro-batch-rows", "32", *SMALL,
+        "--device", "cpu", "--micro-batch-rows", "32", *SMALL, *options,
     )  # fmt: skip
 
     rate, unit, *source = rows(ran)["one scorer"].split()
