@@ -272,6 +272,16 @@ def _failing() -> Row:
                 runbooks=["PreceptorErrorBudgetBurnsFast"],
             ),
             graph(
+                "Reference losses by source",
+                "Candidates per second of a run that names a table of reference losses: found in it, or scored live "
+                "because it lacks their example_id.",
+                "suffix:/s",
+                Query(
+                    or_none(f"sum by (source) (rate(preceptor_reference_losses_total{{{RUN}}}{RATE}))", "source"),
+                    "{{source}}",
+                ),
+            ),
+            graph(
                 "Scores that are not finite, and micro-batches scored again",
                 "Per second: candidates left out because of their score, and micro-batches whose scorer was lost "
                 "or too slow.",

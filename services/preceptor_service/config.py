@@ -260,6 +260,16 @@ class AuditConfig(_Section):
     file: Path | None = Field(None, description="File to append to, besides the logger `preceptor.audit`.")
 
 
+class ReferenceLossesConfig(_Section):
+    """Tables of `preceptor build-reference-losses` that runs may name; see `docs/references.md`."""
+
+    directory: Path | None = Field(
+        None,
+        description="Where NAME.parquet lies, on every gateway's machine. None: there are no tables.",
+    )
+    max_bytes: Positive = Field(4 << 30, description="Largest table in memory; every gateway holds those of its runs.")
+
+
 class ServiceConfig(_Section):
     """All settings of the service."""
 
@@ -273,6 +283,7 @@ class ServiceConfig(_Section):
     scorer: ScorerConfig = ScorerConfig()
     weights: WeightsConfig = WeightsConfig()
     limits: LimitsConfig = LimitsConfig()
+    reference_losses: ReferenceLossesConfig = ReferenceLossesConfig()
     tls: TlsConfig | None = Field(None, description="None: plaintext.")
     auth: AuthConfig | None = Field(None, description="None: everybody who reaches the port may do everything.")
     audit: AuditConfig = AuditConfig()

@@ -25,6 +25,7 @@ class Cost:
         learner_flops: of one forward pass of one example, as the trainer declared them; else the learner copy's.
         learner_copy_flops: the same of the learner copy; 0 where the score rule needs none.
         reference_flops: the same of the reference, or of both; 0 where the score rule needs none.
+        reference_scored_share: of the candidates, those that the reference scored; the others' losses a table had.
         ratio: B / b over all answers.
         break_even_savings: share of learner updates that must be saved for selection to pay; 1 or above: it cannot.
         expected_savings: share that the trainer expects to save; else the paper's.
@@ -37,6 +38,7 @@ class Cost:
     learner_flops: float
     learner_copy_flops: float
     reference_flops: float
+    reference_scored_share: float
     ratio: float
     break_even_savings: float
     expected_savings: float
@@ -50,11 +52,18 @@ class Cost:
     @property
     def scoring_flops(self) -> float:
         """Operations that score one candidate."""
-        return self.learner_copy_flops + self.reference_flops
+        return self.learner_copy_flops + self.reference_flops * self.reference_scored_share
 
 
-def cost_of(spec: RunSpec, rule: ScoreRule, flops: ForwardFlops, candidates: int, selected: int) -> Cost | None:
-    """Returns the cost of a run that offered `candidates` and got `selected` of them.
+def cost_of(
+    spec: RunSpec,
+    rule: ScoreRule,
+    flops: ForwardFlops,
+    candidates: int,
+    selected: int,
+    reference_scored_share: float = 1.0,
+) -> Cost | None:
+    """Returns the cost of a run that offered `candidates`, got `selected`, and had that share scored by the reference.
 
     None before the first answer, for a rule that scores nothing, and where operations are not known.
     """
@@ -71,6 +80,7 @@ def cost_of(spec: RunSpec, rule: ScoreRule, flops: ForwardFlops, candidates: int
         "ratio": candidates / selected,
         # Of two references each is trained on half of the data.
         "charge_reference_training": 0.5 if spec.cross_reference else 1.0,
+        "charge_reference_scoring": reference_scored_share,
         # A copy of the learner itself is not trained a second time.
         "charge_online_training": 0.0 if spec.learner_flops is None else 1.0,
     }
@@ -79,6 +89,7 @@ def cost_of(spec: RunSpec, rule: ScoreRule, flops: ForwardFlops, candidates: int
         learner_flops=learner,
         learner_copy_flops=copy,
         reference_flops=reference,
+        reference_scored_share=reference_scored_share,
         ratio=candidates / selected,
         break_even_savings=break_even_savings(**shares),
         expected_savings=expected,

@@ -112,6 +112,13 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
             ("run", "of"),
             "Mean score of the last answer's candidates, or selected.",
         ),
+        Metric(
+            "reference_losses",
+            "counter",
+            "1",
+            ("run", "source"),
+            "Reference losses of runs that name a table of them: found in it (table), scored for lack of it (live).",
+        ),
         Metric("scoring_flops", "counter", "1", ("run",), "Floating-point operations of forward passes that scored."),
         Metric(
             "forward_flops",
@@ -246,6 +253,7 @@ class GatewayMetrics:
         self.push_seconds = self._counter("weight_push_seconds")
         self.mean_score = self._gauge("mean_score")
         self.scoring_flops = self._counter("scoring_flops")
+        self.reference_losses = self._counter("reference_losses")
         self.forward_flops = self._gauge("forward_flops")
         self.break_even_savings = self._gauge("break_even_savings_ratio")
         self.expected_savings = self._gauge("expected_savings_ratio")

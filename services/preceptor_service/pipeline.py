@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from preceptor.errors import DeadlineExceededError, InvalidSuperBatchError, Scor
 from preceptor_service import selectors
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.randomness import uniforms
+from preceptor_service.reference_losses import ReferenceLosses
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
 from preceptor_service.schedule import count_by_score
 from preceptor_service.scoring.pool import Losses, MicroBatch, ScorerLostError, ScorerPool, ScoringModels
@@ -45,6 +46,7 @@ class Stages:
         queue_s: the rest of their time at scorers and on the way there and back, summed.
         micro_batches: how many were scored.
         rescored_micro_batches: how many of them more than once.
+        reference_losses_found, reference_losses_missing: candidates that the run's table had, and had not.
     """
 
     decode_s: float = 0.0
@@ -56,6 +58,8 @@ class Stages:
     queue_s: float = 0.0
     micro_batches: int = 0
     rescored_micro_batches: int = 0
+    reference_losses_found: int = 0
+    reference_losses_missing: int = 0
 
     def count(self, losses: Losses, called_s: float) -> None:
         """Counts a micro-batch whose losses came `called_s` after it was handed to a scorer."""
@@ -196,27 +200,38 @@ class Pipeline:
                 f"steps old, max_staleness_steps is {run.spec.max_staleness_steps}; push more often or raise the bound"
             )
         folds = await asyncio.to_thread(super_batch.folds) if run.spec.cross_reference else None
+        known = None if run.table is None else await asyncio.to_thread(_looked_up, run.table, super_batch, stages)
         try:
             async with asyncio.timeout_at(deadline):
-                losses = await self._losses(pinned.models, super_batch, run.micro_batch_rows, stages)
+                if known is None:
+                    losses = await self._losses(_work(pinned.models, super_batch, run.micro_batch_rows), stages)
+                    measured = _measured(losses, folds)
+                else:
+                    measured = await self._with_known(known, pinned.models, super_batch, run.micro_batch_rows, stages)
         except TimeoutError as error:
             raise DeadlineExceededError(
                 f"{super_batch.rows} candidates were not scored within {run.deadline_s:g} s; add scorers, offer fewer, "
                 "or raise the run's deadline_s"
             ) from error
-        measured = _measured(losses, folds)
         return Scored(**measured, scores=run.rule(super_batch.rows, **measured))
 
-    async def _losses(
-        self, models: ScoringModels, super_batch: SuperBatch, micro_batch_rows: int, stages: Stages
-    ) -> list[Losses]:
-        if models.learner is None and models.reference is None:
-            return []
+    async def _with_known(
+        self, known: _Known, models: ScoringModels, super_batch: SuperBatch, micro_batch_rows: int, stages: Stages
+    ) -> dict[str, NDArray[np.float32] | None]:
+        """Scores all candidates under the learner copy, and those that the run's table lacks under the reference."""
+        missing = super_batch.take(np.flatnonzero(~known.found))
+        by_learner = _work(replace(models, reference=None), super_batch, micro_batch_rows)
+        by_reference = _work(replace(models, learner=None), missing, micro_batch_rows)
+        losses = await self._losses([*by_learner, *by_reference], stages)
+        reference = known.losses.copy()
+        live = _joined([part.reference for part in losses[len(by_learner) :]])
+        if live is not None:
+            reference[~known.found] = live
+        return {**_measured(losses[: len(by_learner)], None), "reference_losses": reference}
+
+    async def _losses(self, work: list[tuple[ScoringModels, MicroBatch]], stages: Stages) -> list[Losses]:
         started = time.perf_counter()
-        tasks = [
-            asyncio.create_task(self._losses_of_one(models, micro_batch, stages))
-            for micro_batch in super_batch.micro_batches(micro_batch_rows)
-        ]
+        tasks = [asyncio.create_task(self._losses_of_one(models, micro_batch, stages)) for models, micro_batch in work]
         try:
             losses = await asyncio.gather(*tasks)
         finally:
@@ -244,6 +259,29 @@ class Pipeline:
             f"{len(_RESCORE_WAITS_S)} scorers were lost with the same {micro_batch.row_count} candidates; look for a "
             "scorer that is out of memory"
         )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Reference losses from a table: float32 `[B]`, and bool `[B]`, which of them it has."""
+
+    losses: NDArray[np.float32]
+    found: NDArray[np.bool_]
+
+
+def _looked_up(table: ReferenceLosses, super_batch: SuperBatch, stages: Stages) -> _Known:
+    ids = super_batch.ids(f"this run looks reference losses up in table {table.name!r}")
+    known = _Known(*table.find(ids))
+    stages.reference_losses_found = int(np.count_nonzero(known.found))
+    stages.reference_losses_missing = super_batch.rows - stages.reference_losses_found
+    return known
+
+
+def _work(models: ScoringModels, super_batch: SuperBatch, size: int) -> list[tuple[ScoringModels, MicroBatch]]:
+    """Returns what is to be scored under which models: nothing where the score rule reads no loss."""
+    if models.learner is None and models.reference is None:
+        return []
+    return [(models, micro_batch) for micro_batch in super_batch.micro_batches(size)]
 
 
 def _check_size(draw: Draw, super_batch: SuperBatch) -> None:

@@ -22,9 +22,11 @@ from preceptor.errors import (
 from preceptor.runs import RunSpec
 from preceptor_service.config import ServiceConfig
 from preceptor_service.cost_meter import Cost, ForwardFlops, cost_of
+from preceptor_service.loss_identity import digest_of, loss_identity
 from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
+from preceptor_service.reference_losses import ReferenceLosses, ReferenceLossTables
 from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.schedule import share_by_score
 from preceptor_service.scores import ScoreRule
@@ -53,6 +55,14 @@ class RunCounters:
     selected: int = 0
     fallbacks: int = 0
     failures: int = 0
+    reference_losses_found: int = 0
+    reference_losses_missing: int = 0
+
+    @property
+    def reference_scored_share(self) -> float:
+        """Of the candidates whose reference loss was looked up, those that no table had; 1 where none was."""
+        looked_up = self.reference_losses_found + self.reference_losses_missing
+        return self.reference_losses_missing / looked_up if looked_up else 1.0
 
     def count(self, step: int, candidates: int, selected: int, is_fallback: bool) -> None:
         """Counts one answered super-batch."""
@@ -77,6 +87,7 @@ class ActiveRun:
     selector: Selector
     deadline_s: float
     flops: ForwardFlops = _UNKNOWN_FLOPS
+    table: ReferenceLosses | None = None
     learner: WeightsVersion | None = None
     reference: WeightsVersion | None = None
     reference_fold_1: WeightsVersion | None = None
@@ -110,7 +121,10 @@ class ActiveRun:
     @property
     def cost(self) -> Cost | None:
         """Whether selection pays, by what this gateway answered; None where that cannot be said."""
-        return cost_of(self.spec, self.rule, self.flops, self.counters.candidates, self.counters.selected)
+        counters = self.counters
+        return cost_of(
+            self.spec, self.rule, self.flops, counters.candidates, counters.selected, counters.reference_scored_share
+        )
 
     @property
     def lacks_reference(self) -> bool:
@@ -158,6 +172,7 @@ class RunRegistry:
         self._run_store = run_store
         self._weight_store = weight_store
         self._architectures = architectures
+        self._tables = ReferenceLossTables(config.reference_losses)
         self._methods = MethodRegistry(config.rules, config.selectors)
         self._pool = pool
         self._forgotten = forgotten
@@ -173,10 +188,10 @@ class RunRegistry:
             InvalidWeightsError: that reference does not fit the run's architecture.
             OverloadedError: too many runs.
         """
-        columns, flops = await asyncio.to_thread(self._checked, spec)
+        columns, flops, table = await asyncio.to_thread(self._checked, spec)
         record = RunRecord(spec, time.time(), self._micro_batch_rows(columns), owner)
         record = await asyncio.to_thread(self._store, record)
-        return await self._activate(record, columns, flops)
+        return await self._activate(record, columns, flops, table)
 
     async def get(self, run_id: str) -> ActiveRun:
         """Returns a run with its latest committed weights.
@@ -195,8 +210,8 @@ class RunRegistry:
         if not RUN_ID.fullmatch(run_id):
             raise RunNotFoundError(f"there is no run {run_id[:64]!r}; a run id matches {RUN_ID.pattern}")
         record = await asyncio.to_thread(self._run_store.read, run_id)
-        columns, flops = await asyncio.to_thread(self._checked, record.spec)
-        return await self._activate(record, columns, flops)
+        columns, flops, table = await asyncio.to_thread(self._checked, record.spec)
+        return await self._activate(record, columns, flops, table)
 
     async def list(self) -> list[ActiveRun]:
         """Returns all runs by run id; a run whose record is damaged or disappears is left out."""
@@ -293,13 +308,16 @@ class RunRegistry:
             run.reference = version
         return await self._pool.load(run.models(None))
 
-    def check_weights(self, run: ActiveRun, role: Role, path: Path) -> None:
-        """Checks a safetensors file against the architecture that `role` has in `run`. Blocking.
+    def check_weights(self, run: ActiveRun, role: Role, path: Path, digest: str) -> None:
+        """Checks a safetensors file against the architecture that `role` has in `run`, and its table. Blocking.
 
         Raises:
-            InvalidWeightsError: a tensor is missing, extra, misshapen, of another type or not finite.
+            InvalidWeightsError: a tensor is missing, extra, misshapen, of another type or not finite; or the run's
+                table of reference losses was made with another reference.
         """
         check_weights(path, self._architectures.outline(*architecture_of(run.spec, role)))
+        if role == "reference" and run.table is not None:
+            self._check_table(run.spec, run.table, digest)
 
     def is_current(self, run: ActiveRun) -> bool:
         """Tells whether `run` is neither deleted nor replaced by another of its name. Blocking.
@@ -366,14 +384,16 @@ class RunRegistry:
         fold_1 = self._weight_store.head(run.run_id, "reference_fold_1") if run.spec.cross_reference else None
         return record, (learner, reference, fold_1)
 
-    async def _activate(self, record: RunRecord, columns: Columns, flops: ForwardFlops) -> ActiveRun:
+    async def _activate(
+        self, record: RunRecord, columns: Columns, flops: ForwardFlops, table: ReferenceLosses | None
+    ) -> ActiveRun:
         deadline_s = record.spec.deadline_s or self._config.gateway.deadline_s
         run = self._active.get(record.spec.run_id)
         if run is not None and run.record != record:
             self._forget(run)
         if run is None or run.record != record:
             rule, selector = self._methods.rule(record.spec.score), self._methods.selector(record.spec.selector)
-            run = ActiveRun(record, columns, rule, selector, deadline_s, flops)
+            run = ActiveRun(record, columns, rule, selector, deadline_s, flops, table)
             self._active[run.run_id] = run
         await self._refresh(run)
         return run
@@ -407,8 +427,12 @@ class RunRegistry:
         fitting = self._config.gateway.in_flight_bytes // sum(column.row_bytes for column in columns)
         return max(1, min(self._config.scorer.micro_batch_rows, fitting))
 
-    def _checked(self, spec: RunSpec) -> tuple[Columns, ForwardFlops]:
-        """Returns columns and operations of a spec whose every setting is in range."""
+    def _check_table(self, spec: RunSpec, table: ReferenceLosses, weights_digest: str) -> None:
+        identity = loss_identity(spec.task, *architecture_of(spec, "reference"), weights_digest, self._architectures)
+        table.check_reference(digest_of(identity), weights_digest)
+
+    def _checked(self, spec: RunSpec) -> tuple[Columns, ForwardFlops, ReferenceLosses | None]:
+        """Returns columns, operations and table of a spec whose every setting is in range."""
         check_spec(spec)
         check_method(spec, self._methods)
         outline = self._architectures.outline(spec.model, spec.model_config)
@@ -423,7 +447,10 @@ class RunRegistry:
                     f"{columns} and {reads}; give them the same inputs and classes"
                 )
             reference = count_flops(spec.task, outline, columns)
-        return columns, ForwardFlops(learner_copy, reference)
+        table = None if spec.reference_losses is None else self._tables.table(spec.reference_losses)
+        if table is not None and spec.reference_digest is not None:
+            self._check_table(spec, table, spec.reference_digest)
+        return columns, ForwardFlops(learner_copy, reference), table
 
 
 def _no_reference(run: ActiveRun) -> str:

@@ -46,6 +46,8 @@ def check_spec(spec: RunSpec) -> None:
         _check_range("learner_flops", spec.learner_flops, *_FLOPS)
     if spec.expected_savings is not None:
         _check_range("expected_savings", spec.expected_savings, *_SAVINGS)
+    if spec.reference_losses is not None and not RUN_ID.fullmatch(spec.reference_losses):
+        raise InvalidRunError(f"reference_losses is {spec.reference_losses[:80]!r}; it must match {RUN_ID.pattern}")
     _check_schedule(spec)
 
 
@@ -64,6 +66,12 @@ def check_method(spec: RunSpec, methods: MethodRegistry) -> None:
         raise InvalidRunError(
             f"cross_reference is set together with reference_digest {spec.reference_digest[:80]!r}, which is one "
             "reference; push both, each with its fold"
+        )
+    if spec.reference_losses is not None and (spec.cross_reference or not methods.rule(spec.score).needs_reference):
+        why = "cross_reference, which has two references" if spec.cross_reference else f"score {spec.score!r}"
+        raise InvalidRunError(
+            f"reference_losses is {spec.reference_losses!r} together with {why}; a table has the losses of "
+            "one reference that the score reads"
         )
     needs_gradient = "learner_gradient_norms" in methods.rule(spec.score).needs
     if needs_gradient and not isinstance(TASKS[spec.task], GradientTask):

@@ -41,20 +41,32 @@ class SuperBatch:
     rows: int
     example_id: Any = None
 
+    def ids(self, why: str) -> Any:
+        """Returns the example ids, Arrow array `[B]` of int64 or string without nulls; `why` they are needed.
+
+        Raises:
+            InvalidSuperBatchError: there are none, or some are null.
+        """
+        if self.example_id is None:
+            raise InvalidSuperBatchError(
+                f"the super-batch has no example_id, and {why}; give example_id, one per candidate"
+            )
+        if self.example_id.null_count:
+            raise InvalidSuperBatchError(f"column {EXAMPLE_ID!r} has {self.example_id.null_count} nulls; fill them")
+        return self.example_id
+
+    def take(self, positions: NDArray[np.int64]) -> SuperBatch:
+        """Returns the candidates at `positions`, copied, without their ids."""
+        return SuperBatch({name: values[positions] for name, values in self.columns.items()}, len(positions))
+
     def folds(self) -> NDArray[np.int64]:
         """Returns the half of the data that each candidate belongs to: int64 `[B]`, 0 or 1; see `preceptor.folds`.
 
         Raises:
             InvalidSuperBatchError: there are no example ids.
         """
-        if self.example_id is None:
-            raise InvalidSuperBatchError(
-                "the super-batch has no example_id, and this run has two references, of which each candidate is scored "
-                "by the one that did not see it; give example_id, one per candidate"
-            )
-        if self.example_id.null_count:
-            raise InvalidSuperBatchError(f"column {EXAMPLE_ID!r} has {self.example_id.null_count} nulls; fill them")
-        return folds_of(self.example_id.to_pylist())
+        why = "this run has two references, of which each candidate is scored by the one that did not see it"
+        return folds_of(self.ids(why).to_pylist())
 
     def micro_batches(self, size: int) -> Iterator[MicroBatch]:
         """Yields the candidates in order, `size` rows at a time.

@@ -66,6 +66,9 @@ class RunSpec:
         importance_exponent: β of its importance weights (`Selection.weights`); from 0, no correction, to 1.
         cross_reference: two references, each trained on one half of the data, the fold that `preceptor.folds.folds_of`
             says; every candidate is scored by the one that did not see it, so super-batches need `example_id`.
+        reference_losses: name of a table of reference losses that the operator built and put there; candidates whose
+            `example_id` is in it are not scored by the reference, so super-batches need `example_id`. Push the
+            reference that the table was made with. None: every candidate is scored live.
 
     Source: Evans et al., arXiv 2312.05328, Algorithm 1. The temperature is ours; 1 is the paper's.
     """
@@ -94,6 +97,7 @@ class RunSpec:
     priority_exponent: float = 1.0
     importance_exponent: float = 1.0
     cross_reference: bool = False
+    reference_losses: str | None = None
 
     def __post_init__(self) -> None:
         if self.reference_model is None and self.reference_model_config:
@@ -131,6 +135,7 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
         priority_exponent=spec.priority_exponent,
         importance_exponent=spec.importance_exponent,
         cross_reference=spec.cross_reference,
+        reference_losses=spec.reference_losses,
     )
     if spec.reference_model is not None:
         message.reference_model.CopyFrom(_model_to_proto(spec.reference_model, spec.reference_model_config))
@@ -171,6 +176,7 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         priority_exponent=message.priority_exponent if message.HasField("priority_exponent") else 1.0,
         importance_exponent=message.importance_exponent if message.HasField("importance_exponent") else 1.0,
         cross_reference=message.cross_reference,
+        reference_losses=message.reference_losses if message.HasField("reference_losses") else None,
     )
 
 

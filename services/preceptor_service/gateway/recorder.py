@@ -32,6 +32,8 @@ class Recorder:
             metrics.failures.labels(run_id, code)
         for reason in get_args(FallbackReason):
             metrics.fallbacks.labels(run_id, reason)
+        for source in ("table", "live") if run.table is not None else ():
+            metrics.reference_losses.labels(run_id, source)
         credit = (metrics.credit_waits, metrics.credit_wait_seconds)
         for counter in (metrics.super_batches, metrics.non_finite, metrics.rescored, *credit):
             counter.labels(run_id)
@@ -60,7 +62,12 @@ class Recorder:
     ) -> None:
         """Records one answered super-batch; not for an answer that is given again."""
         run.counters.count(header.step, header.row_count, header.sub_batch_size, selected.is_fallback)
-        metrics, run_id = self._metrics, run.run_id
+        metrics, run_id, stages = self._metrics, run.run_id, selected.stages
+        run.counters.reference_losses_found += stages.reference_losses_found
+        run.counters.reference_losses_missing += stages.reference_losses_missing
+        if run.table is not None:
+            metrics.reference_losses.labels(run_id, "table").inc(stages.reference_losses_found)
+            metrics.reference_losses.labels(run_id, "live").inc(stages.reference_losses_missing)
         metrics.super_batches.labels(run_id).inc()
         metrics.candidates.labels(run_id).inc(header.row_count)
         metrics.selected.labels(run_id).inc(header.sub_batch_size)

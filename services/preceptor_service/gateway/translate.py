@@ -94,7 +94,10 @@ def weights_version(version: WeightsVersion) -> weights_pb2.WeightsVersion:
 
 
 def _cost(cost: Cost | None) -> run_pb2.RunCost | None:
-    return None if cost is None else run_pb2.RunCost(**dataclasses.asdict(cost))
+    if cost is None:
+        return None
+    known = run_pb2.RunCost.DESCRIPTOR.fields_by_name
+    return run_pb2.RunCost(**{name: value for name, value in dataclasses.asdict(cost).items() if name in known})
 
 
 def _floats(values: NDArray[np.float32] | None) -> bytes:

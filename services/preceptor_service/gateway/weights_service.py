@@ -70,7 +70,7 @@ class WeightsService:
         base = await asyncio.to_thread(self._weight_store.head, run.run_id, role)
         async with Upload(self._weight_store, header.total_bytes) as upload:
             await self._receive(requests, upload)
-            await upload.do(self._runs.check_weights, run, role, upload.staged.path)
+            await upload.do(self._runs.check_weights, run, role, upload.staged.path, upload.staged.digest or "")
             return await upload.do(
                 self._weight_store.commit,
                 run.run_id,

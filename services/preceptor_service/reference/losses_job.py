@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preceptor.errors import PreceptorError
+from preceptor_service.loss_identity import digest_of, loss_identity
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.reference.dataset import PARQUET_SUFFIXES, check_names, example_ids, files_of
 from preceptor_service.reference.errors import JobError
-from preceptor_service.reference.identity import digest_of, loss_identity
 from preceptor_service.reference.losses_table import LossesOutput, refuse_duplicates
 from preceptor_service.reference.part_scorer import Layout, Part, PartScorer, Reference, Scoring
 from preceptor_service.tasks import run_columns

@@ -16,27 +16,24 @@ import pyarrow.parquet as pq
 
 from preceptor_service.reference.durable import PARTIAL, locked, refuse_other, written
 from preceptor_service.reference.errors import JobError
+from preceptor_service.reference_losses import METADATA, metadata_of
 from preceptor_service.super_batch import EXAMPLE_ID
 
-METADATA = b"preceptor.reference_losses"
-"""Key of the schema's metadata under which the table says, as JSON, what it was made from."""
 _PLAN = "plan.json"
 _SHOWN_IDS = 5
 _ROW_GROUP_ROWS = 1 << 20
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Returns what a table says that it was made from; its `digest` is that of the reference losses' identity.
+    """Returns what a table says that it was made from, as `metadata_of`.
 
     Raises:
         JobError: it is no table of ours.
     """
     try:
-        with pq.ParquetFile(path) as file:
-            found = json.loads((file.schema_arrow.metadata or {})[METADATA])
-        return dict(found)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise JobError(f"{path} is no table of reference losses: {error!r:.200}; name another output") from error
+        return metadata_of(path)
+    except ValueError as error:
+        raise JobError(f"{error}; name another output") from error
 
 
 def refuse_duplicates(ids: Any) -> None:

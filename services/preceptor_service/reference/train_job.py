@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 
+from preceptor_service.loss_identity import preprocessing_of
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.reference.dataset import Dataset
 from preceptor_service.reference.errors import JobError
-from preceptor_service.reference.identity import preprocessing_of
 from preceptor_service.reference.objectives import Objective, objective_of, refuse_examples_without_loss
 from preceptor_service.reference.output import Output
 from preceptor_service.reference.training import Recipe, Training, parted, repeatable
