@@ -17,9 +17,10 @@ from ray import serve
 from preceptor.v1 import selection_pb2
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import parse_config
+from preceptor_service.drawing import Draw
 from preceptor_service.gateway import translate
 from preceptor_service.models import ArchitectureRegistry
-from preceptor_service.pipeline import Arrived, Draw, Pipeline
+from preceptor_service.pipeline import Arrived, Pipeline
 from preceptor_service.run_store import RunStore
 from preceptor_service.runs import RunRegistry
 from preceptor_service.scoring.ray_pool import RayPool

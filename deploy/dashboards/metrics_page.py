@@ -88,6 +88,14 @@ HOW_TO_ASK: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "sum by (method, code) (rate(preceptor_errors_total[5m]))",
         ),
     ),
+    "What is kept?": (
+        "Answers written to each run's ledger, and those that it lacks, by reason; how much of the room is taken.",
+        (
+            "sum by (run) (rate(preceptor_ledger_steps_total[5m]))",
+            "sum by (run, reason) (increase(preceptor_ledger_lost_steps_total[1h]))",
+            "max(preceptor_ledger_bytes) / max(preceptor_ledger_limit_bytes)",
+        ),
+    ),
     "What runs here?": (
         "Gateways by version and configuration; more than one line for long is an upgrade that is stuck.",
         ("count by (version, config) (preceptor_build_info)",),

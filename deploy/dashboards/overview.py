@@ -16,7 +16,17 @@ def overview() -> dashboard.Dashboard:
         description=(
             "Whether selection keeps up, how old the learner copies are, what falls back or fails, and whether it pays."
         ),
-        rows=[_glance(), _keeping_up(), _waiting(), _stale(), _failing(), _paying(), _throttled(), _running()],
+        rows=[
+            _glance(),
+            _keeping_up(),
+            _waiting(),
+            _stale(),
+            _failing(),
+            _paying(),
+            _throttled(),
+            _kept(),
+            _running(),
+        ],
         variables=[*installation(), run(many=True)],
     )
 
@@ -325,6 +335,55 @@ def _throttled() -> Row:
                 Query(f"sum by (instance) (preceptor_select_streams{{{GATEWAY}}})", "{{instance}}"),
                 Query(f"max(preceptor_max_select_streams{{{GATEWAY}}})", "limit of one gateway", is_bound=True),
                 runbooks=["PreceptorStreamsNearLimit"],
+            ),
+        ],
+    )
+
+
+def _kept() -> Row:
+    return Row(
+        "What is kept?",
+        [
+            graph(
+                "Answers written to ledgers, and dropped",
+                "Per second: what was written, and what went, oldest first, to stay within the bounds of ledgers.",
+                "suffix:/s",
+                Query(
+                    or_none(f"sum by (run) (rate(preceptor_ledger_steps_total{{{RUN}}}{RATE}))", "run"),
+                    "written, {{run}}",
+                ),
+                Query(
+                    or_none(f"sum by (run) (rate(preceptor_ledger_expired_steps_total{{{RUN}}}{RATE}))", "run"),
+                    "dropped, {{run}}",
+                ),
+                width=6,
+            ),
+            graph(
+                "Answers that ledgers lack",
+                "Per second: given up because the store did not take them (buffer), or because one alone is larger "
+                "than a ledger may be (too_large). Selection goes on.",
+                "suffix:/s",
+                Query(
+                    or_none(f"sum by (run, reason) (rate(preceptor_ledger_lost_steps_total{{{RUN}}}{RATE}))", "run"),
+                    "{{run}} {{reason}}",
+                ),
+                width=6,
+                runbooks=["PreceptorWeightStoreDegraded"],
+            ),
+            graph(
+                "Ledgers in the store",
+                "Of all runs, and what ledger.max_bytes allows.",
+                "bytes",
+                Query(f"max(preceptor_ledger_bytes{{{GATEWAY}}})", "ledgers"),
+                Query(f"max(preceptor_ledger_limit_bytes{{{GATEWAY}}})", "limit", is_bound=True),
+                width=6,
+            ),
+            graph(
+                "Answers that wait to be written",
+                "In the memory of each gateway, up to ledger.buffer_bytes; near zero while the store takes them.",
+                "bytes",
+                Query(f"sum by (instance) (preceptor_ledger_buffer_bytes{{{GATEWAY}}})", "{{instance}}"),
+                width=6,
             ),
         ],
     )

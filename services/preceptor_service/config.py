@@ -196,6 +196,20 @@ class WeightsConfig(_Section):
         return self
 
 
+class LedgerConfig(_Section):
+    """Ledgers of the runs that asked for one, in the store of `weights`; see `docs/ledger.md`."""
+
+    max_bytes: Positive = Field(4096 * MIB, description="All ledgers together in the store; oldest out.")
+    max_bytes_per_run: Positive = Field(256 * MIB, description="The ledger of one run; oldest out.")
+    max_steps_per_run: Positive = Field(100_000, description="Answered super-batches in it; oldest out.")
+    buffer_bytes: Positive = Field(
+        64 * MIB, description="Answers of one gateway that wait in memory to be written; oldest out, and counted."
+    )
+    flush_s: PositiveSeconds = Field(
+        5.0, description="Longest time that they wait while the store takes them: what a killed gateway loses."
+    )
+
+
 class LimitsConfig(_Section):
     """Bounds on what clients may create."""
 
@@ -255,7 +269,7 @@ class AuthConfig(_Section):
 
 
 class AuditConfig(_Section):
-    """A line of JSON for each push, creation and deletion; see `docs/security.md`."""
+    """A line of JSON for each push, creation, deletion and reading of a ledger; see `docs/security.md`."""
 
     file: Path | None = Field(None, description="File to append to, besides the logger `preceptor.audit`.")
 
@@ -282,6 +296,7 @@ class ServiceConfig(_Section):
     tracing: TracingConfig = TracingConfig()
     scorer: ScorerConfig = ScorerConfig()
     weights: WeightsConfig = WeightsConfig()
+    ledger: LedgerConfig = LedgerConfig()
     limits: LimitsConfig = LimitsConfig()
     reference_losses: ReferenceLossesConfig = ReferenceLossesConfig()
     tls: TlsConfig | None = Field(None, description="None: plaintext.")

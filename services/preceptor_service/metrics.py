@@ -31,6 +31,9 @@ CREDENTIAL_SOURCES = ("access_file", "certificate", "oidc_keys")
 SERVICE_CODES = ("DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNKNOWN")
 """Codes of failures that are the service's own; they spend the error budget. Any other says what a trainer got wrong."""
 
+LEDGER_LOSSES = ("buffer", "too_large")
+"""Why a ledger lacks an answered super-batch."""
+
 STAGES = ("receive", "decode", "losses", "select", "total")
 """Stages of a super-batch, as in `StageTimings`."""
 
@@ -195,6 +198,22 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
         ),
         Metric("insecure", "gauge", "1", (), "1 where others than this machine may call without saying who they are."),
     ),
+    "What is kept?": (
+        Metric("ledger_steps", "counter", "1", ("run",), "Answered super-batches written to the run's ledger."),
+        Metric(
+            "ledger_lost_steps",
+            "counter",
+            "1",
+            ("run", "reason"),
+            "Those that it lacks: too large, or too many for ledger.buffer_bytes while the store did not take them.",
+        ),
+        Metric(
+            "ledger_expired_steps", "counter", "1", ("run",), "Those that it dropped, oldest first, to stay in bounds."
+        ),
+        Metric("ledger_bytes", "gauge", "bytes", (), "All ledgers in the store, when this gateway wrote last."),
+        Metric("ledger_limit_bytes", "gauge", "bytes", (), "The bound on them, ledger.max_bytes."),
+        Metric("ledger_buffer_bytes", "gauge", "bytes", (), "What waits in memory to be written to ledgers."),
+    ),
     "What runs here?": (
         Metric("build_info", "gauge", "1", ("version", "config"), "1; the version, and a digest of the configuration."),
         Metric(
@@ -274,6 +293,12 @@ class GatewayMetrics:
         self.credential_failures = self._counter("credential_reload_failures")
         self.certificate_expiry = self._gauge("certificate_expiry_timestamp_seconds")
         self.insecure = self._gauge("insecure")
+        self.ledger_steps = self._counter("ledger_steps")
+        self.ledger_lost_steps = self._counter("ledger_lost_steps")
+        self.ledger_expired_steps = self._counter("ledger_expired_steps")
+        self.ledger_bytes = self._gauge("ledger_bytes")
+        self.ledger_limit_bytes = self._gauge("ledger_limit_bytes")
+        self.ledger_buffer_bytes = self._gauge("ledger_buffer_bytes")
         self.build_info = self._gauge("build_info")
         self.deployment_updating = self._gauge("deployment_updating")
         self.draining = self._gauge("draining")

@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preceptor.errors import DeadlineExceededError, InvalidSuperBatchError, ScorersUnavailableError
-from preceptor_service import selectors
 from preceptor_service.byte_budget import ByteBudget
-from preceptor_service.randomness import uniforms
+from preceptor_service.drawing import Draw, drawn_by_score, drawn_uniformly
 from preceptor_service.reference_losses import ReferenceLosses
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
 from preceptor_service.schedule import count_by_score
@@ -79,15 +78,6 @@ class Arrived:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What to draw from it: b candidates, for one step of one rank."""
-
-    step: int
-    rank: int
-    sub_batch_size: int
-
-
-@dataclass(frozen=True)
 class Scored:
     """What was measured of B candidates, and their scores: float32 `[B]`, None where the rule does not need it."""
 
@@ -103,7 +93,7 @@ class Selected:
 
     `weights` are importance weights, float32 `[b]`; empty where the run's selector has none.
     `scores` is empty where nothing was scored and the draw was uniform: as a `fallback`, for the reason that it gives,
-    or by the run's schedule.
+    or by the run's schedule. `example_id` is the trainer's, an Arrow array `[B]` of int64 or string, or None.
     """
 
     indices: NDArray[np.int64]
@@ -112,6 +102,7 @@ class Selected:
     pinned: Pinned
     fallback: FallbackReason | None
     non_finite_count: int
+    example_id: Any = None
     stages: Stages = field(default_factory=Stages)
 
     @property
@@ -171,7 +162,7 @@ class Pipeline:
                 raise
             reason: FallbackReason = "deadline" if isinstance(error, DeadlineExceededError) else "scorers"
             return _drawn_uniformly(run, pinned, super_batch, draw, stages, fallback=reason)
-        return await _drawn(run, pinned, scored, draw, by_score, stages)
+        return await _drawn(run, pinned, super_batch, scored, draw, by_score, stages)
 
     async def score(self, run: ActiveRun, pinned: Pinned, arrived: Arrived) -> tuple[Scored, Stages]:
         """Scores one super-batch and draws nothing.
@@ -291,31 +282,23 @@ def _check_size(draw: Draw, super_batch: SuperBatch) -> None:
         )
 
 
-async def _drawn(run: ActiveRun, pinned: Pinned, scored: Scored, draw: Draw, by_score: int, stages: Stages) -> Selected:
+async def _drawn(
+    run: ActiveRun,
+    pinned: Pinned,
+    super_batch: SuperBatch,
+    scored: Scored,
+    draw: Draw,
+    by_score: int,
+    stages: Stages,
+) -> Selected:
     started = time.perf_counter()
     scores = scored.scores
     here = len(scores) <= _ROWS_DRAWN_HERE
-    drawing = (run, scores, draw, by_score)
-    indices, weights = _indices(*drawing) if here else await asyncio.to_thread(_indices, *drawing)
+    drawing = (run.spec, run.selector, scores, draw, by_score)
+    indices, weights = drawn_by_score(*drawing) if here else await asyncio.to_thread(drawn_by_score, *drawing)
     non_finite = len(scores) - int(np.count_nonzero(np.isfinite(scores)))
     stages.select_s = time.perf_counter() - started
-    return Selected(indices, scores, weights, pinned, None, non_finite, stages)
-
-
-def _indices(
-    run: ActiveRun, scores: NDArray[np.float32], draw: Draw, by_score: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Returns `by_score` candidates that the selector draws, then uniform draws from the rest; and their weights."""
-    rows, is_mixed = len(scores), by_score < draw.sub_batch_size
-    noise = uniforms(run.spec.seed, run.run_id, draw.step, draw.rank, rows * (2 if is_mixed else 1))
-    settings = run.selector_settings
-    indices = run.selector.draw(scores, by_score, noise[:rows], settings)
-    if is_mixed:
-        indices = selectors.topped_up(indices, scores, draw.sub_batch_size, noise[rows:])
-    if run.selector.log_probabilities is None:
-        return indices, _NOTHING
-    chances, share = run.selector.log_probabilities(scores, settings), by_score / draw.sub_batch_size
-    return indices, selectors.importance_weights(chances, indices, share, settings.importance_exponent)
+    return Selected(indices, scores, weights, pinned, None, non_finite, super_batch.example_id, stages)
 
 
 def _drawn_uniformly(
@@ -327,11 +310,8 @@ def _drawn_uniformly(
     fallback: FallbackReason | None = None,
 ) -> Selected:
     """Unscored: as a fallback, which is marked, or because the run's schedule says so."""
-    noise = uniforms(run.spec.seed, run.run_id, draw.step, draw.rank, super_batch.rows)
-    alike = np.zeros(super_batch.rows, np.float32)
-    indices = selectors.uniform(alike, draw.sub_batch_size, noise, run.selector_settings)
-    weights = _NOTHING if run.selector.log_probabilities is None else np.ones(draw.sub_batch_size, np.float32)
-    return Selected(indices, _NOTHING, weights, pinned, fallback, 0, stages)
+    indices, weights = drawn_uniformly(run.spec, run.selector, super_batch.rows, draw)
+    return Selected(indices, _NOTHING, weights, pinned, fallback, 0, super_batch.example_id, stages)
 
 
 def _measured(parts: list[Losses], folds: NDArray[np.int64] | None) -> dict[str, NDArray[np.float32] | None]:

@@ -32,7 +32,7 @@ from preceptor_service.schedule import share_by_score
 from preceptor_service.scores import ScoreRule
 from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels
 from preceptor_service.scoring.run_models import architecture_of, scoring_models
-from preceptor_service.selectors import Selector, SelectorSettings
+from preceptor_service.selectors import Selector
 from preceptor_service.spec_checks import RUN_ID, check_method, check_spec
 from preceptor_service.tasks import Columns, count_flops, run_columns
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
@@ -112,11 +112,6 @@ class ActiveRun:
     def micro_batch_rows(self) -> int:
         """Rows of one forward pass."""
         return self.record.micro_batch_rows
-
-    @property
-    def selector_settings(self) -> SelectorSettings:
-        """What the trainer says about the selector."""
-        return SelectorSettings(self.spec.temperature, self.spec.priority_exponent, self.spec.importance_exponent)
 
     @property
     def cost(self) -> Cost | None:

@@ -34,7 +34,7 @@ class SuperBatch:
     Attributes:
         columns: name → read-only array `[B, ...]`, views of the body where Arrow allows it.
         rows: B.
-        example_id: Arrow array `[B]` of int64 or string; None where the trainer sent none.
+        example_id: Arrow array `[B]` of int64 or string, no view of the body; None where the trainer sent none.
     """
 
     columns: Mapping[str, NDArray[np.generic]]
@@ -109,7 +109,7 @@ def decode(body: Body, columns: tuple[ColumnSpec, ...], row_count: int) -> Super
         raise InvalidSuperBatchError(
             f"the super-batch has {batch.num_rows} rows, its header announced {row_count}; announce what you send"
         )
-    example_id = batch.column(EXAMPLE_ID) if EXAMPLE_ID in schema.names[len(columns) :] else None
+    example_id = _detached(batch.column(EXAMPLE_ID)) if EXAMPLE_ID in schema.names[len(columns) :] else None
     return SuperBatch({column.name: _values(batch, column) for column in columns}, row_count, example_id)
 
 
@@ -188,6 +188,12 @@ def _check_schema(schema: pa.Schema, columns: tuple[ColumnSpec, ...]) -> None:
                 f"column {column.name!r} is {_describe(actual)}; this run expects "
                 f"{column.element_type} of shape {list(column.shape)} per example"
             )
+
+
+def _detached(array: pa.Array) -> pa.Array:
+    """Returns a copy, which a ledger may keep when the body is long gone."""
+    buffers = [None if buffer is None else pa.py_buffer(buffer.to_pybytes()) for buffer in array.buffers()]
+    return pa.Array.from_buffers(array.type, len(array), buffers, array.null_count, array.offset)
 
 
 def _values(batch: pa.RecordBatch, column: ColumnSpec) -> NDArray[np.generic]:

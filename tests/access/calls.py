@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from preceptor.errors import REASON_METADATA_KEY
 from preceptor.runs import spec_to_proto
-from preceptor.v1 import selection_pb2, weights_pb2
+from preceptor.v1 import ledger_pb2, selection_pb2, weights_pb2
 from tests.access.certificates import Pair
 from tests.service import digits
 from tests.service.raw import METHODS, push_messages, select_open, super_batch
@@ -57,17 +57,18 @@ def answer(
     stub = {
         (False, False): opened.unary_unary,
         (True, False): opened.stream_unary,
+        (False, True): opened.unary_stream,
         (True, True): opened.stream_stream,
     }[method.client_streaming, method.server_streaming](
         method.path, method.request.SerializeToString, method.response.FromString
     )
     messages: list[Any] = []
     try:
+        request = iter(requests) if method.client_streaming else requests[0]
         if method.server_streaming:
-            call = stub(iter(requests), timeout=TIMEOUT_S, metadata=metadata)
+            call = stub(request, timeout=TIMEOUT_S, metadata=metadata)
             messages.extend(call)
         else:
-            request = iter(requests) if method.client_streaming else requests[0]
             response, call = stub.with_call(request, timeout=TIMEOUT_S, metadata=metadata)
             messages.append(response)
     except grpc.RpcError as error:
@@ -77,7 +78,7 @@ def answer(
 
 
 def _create(run_id: str, **changes: Any) -> list[Message]:
-    spec = digits.spec(run_id, **{"score": "uniform", **changes})
+    spec = digits.spec(run_id, **{"score": "uniform", "ledger": True, **changes})
     return [selection_pb2.CreateRunRequest(spec=spec_to_proto(spec))]
 
 
@@ -97,5 +98,6 @@ REQUESTS: dict[str, Callable[..., list[Message]]] = {
     "Select": lambda run_id: [select_open(run_id), *super_batch(digits.candidates(1))],
     "Score": _score,
     "PushWeights": lambda run_id, seed=1: list(push_messages(save(digits.weights(seed)), run_id=run_id, step=1)),
+    "ReadLedger": lambda run_id: [ledger_pb2.ReadLedgerRequest(run_id=run_id)],
     "GetWeights": lambda run_id: [weights_pb2.GetWeightsRequest(run_id=run_id)],
 }

@@ -93,3 +93,11 @@ def test_a_file_that_was_moved_away_is_opened_anew_and_is_its_owners_alone(tmp_p
 def test_a_file_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"audit\.file: cannot write .*: No such file"):
         AuditLog(tmp_path / "missing" / "audit.log", to_standard_error=False)
+
+
+def test_reading_a_ledger_is_one_line_however_long_it_is(guarded: Guarded, opened: grpc.Channel, run_id: str) -> None:
+    for caller, code in (("scorer", "OK"), ("owner", "OK"), ("pusher", "PERMISSION_DENIED")):
+        before = len(guarded.audit_lines())
+        assert calls.answer(opened, "ReadLedger", run_id, calls.bearer(guarded.token(caller))).code == code
+        (line,) = guarded.audit_lines()[before:]
+        assert (line["method"], line["run"], line["identity"], line["code"]) == ("ReadLedger", run_id, caller, code)

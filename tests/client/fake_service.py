@@ -22,7 +22,7 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from preceptor.errors import REASON_METADATA_KEY
-from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
+from preceptor.v1 import ledger_pb2, run_pb2, selection_pb2, weights_pb2
 from preceptor.wire import methods
 
 WAIT_S = 20.0
@@ -169,6 +169,8 @@ class FakeService:
         self.runs: dict[str, run_pb2.RunSpec] = {}
         self.lives: Counter[str] = Counter()
         """How often each run was created; its creation time in seconds."""
+        self.ledger: list[ledger_pb2.ReadLedgerResponse | Abort] = []
+        """What ReadLedger answers."""
         self.last_step: int | None = None
         self.learner_step: int | None = None
         self.metadata: dict[str, dict[str, str]] = {}
@@ -245,6 +247,7 @@ class FakeService:
         kind = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (True, False): grpc.stream_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[method.client_streaming, method.server_streaming]
         behaviour = getattr(self, re.sub("([A-Z])", r"_\1", method.name).lower())
@@ -268,6 +271,13 @@ class FakeService:
             request_deserializer=method.request.FromString,
             response_serializer=method.response.SerializeToString,
         )
+
+    def _read_ledger(self, _: ledger_pb2.ReadLedgerRequest, context: Any) -> Iterator[ledger_pb2.ReadLedgerResponse]:
+        for response in self.ledger:
+            if isinstance(response, Abort):
+                abort_with(context, response)
+            else:
+                yield response
 
     def _create_run(self, request: selection_pb2.CreateRunRequest, _: Any) -> selection_pb2.CreateRunResponse:
         self.lives[request.spec.run_id] += request.spec.run_id not in self.runs

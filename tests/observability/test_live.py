@@ -45,7 +45,7 @@ def files(folder: Path) -> Files:
 def live(folder: Path, files: Files) -> Iterator[Live]:
     settings = {"pool": "in-process", "scorer": {"micro_batch_rows": 64, "threads": 1}}
     with running(folder, files, settings, of_compose) as live:
-        live.trainers.start(live.client, Trainer("fashion"))
+        live.trainers.start(live.client, Trainer("fashion", settings={"ledger": True}))
         live.trainers.start(live.client, LETTERS)
         live.trainers.start_clumsy(live.client)
         yield live

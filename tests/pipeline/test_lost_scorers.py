@@ -12,8 +12,9 @@ from preceptor.batches import encode
 from preceptor.errors import ScorersUnavailableError
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.columns import ColumnSpec
+from preceptor_service.drawing import Draw
 from preceptor_service.method_registry import SCORE_RULES, SELECTORS
-from preceptor_service.pipeline import Arrived, Draw, Pipeline, Selected
+from preceptor_service.pipeline import Arrived, Pipeline, Selected
 from preceptor_service.randomness import uniforms
 from preceptor_service.run_store import RunRecord
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry

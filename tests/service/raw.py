@@ -37,9 +37,12 @@ class RawCall:
         self.send(*messages)
         requests: Iterator[bytes] = iter(self._requests.get, None)
         self._is_unary = not method.server_streaming
-        if method.server_streaming:
+        if method.server_streaming and not method.client_streaming:
+            open_call = channel.unary_stream(method.path, _as_it_is, method.response.FromString)
+            self._call: Any = open_call(next(requests), timeout=TIMEOUT_S)
+        elif method.server_streaming:
             open_call = channel.stream_stream(method.path, _as_it_is, method.response.FromString)
-            self._call: Any = open_call(requests, timeout=TIMEOUT_S)
+            self._call = open_call(requests, timeout=TIMEOUT_S)
         elif method.client_streaming:
             open_call = channel.stream_unary(method.path, _as_it_is, method.response.FromString)
             self._call = open_call.future(requests, timeout=TIMEOUT_S)

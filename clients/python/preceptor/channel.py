@@ -213,8 +213,10 @@ class Connection:
             raise self._closed_meanwhile(raised) from None
         return serves
 
-    def stream(self, name: str, requests: Iterator[Message]) -> Any:
-        """Starts a bidi stream and returns gRPC's call: iterate for responses, `cancel()` to end it. Does not block.
+    def stream(self, name: str, requests: Iterator[Message] | Message, timeout_s: float | None = None) -> Any:
+        """Starts a call with a stream of answers and returns gRPC's call: iterate for responses, `cancel()` to end it.
+
+        Does not block. Ends after `timeout_s`, where that is given.
 
         Raises:
             ClosedError: the client was closed.
@@ -222,7 +224,7 @@ class Connection:
         """
         self.check_usable()
         try:
-            return self._calls[name](requests, metadata=self._metadata())
+            return self._calls[name](requests, timeout=timeout_s, metadata=self._metadata())
         except ValueError as raised:
             raise self._closed_meanwhile(raised) from None
 
@@ -251,6 +253,7 @@ class Connection:
         factory = {
             (False, False): self._channel.unary_unary,
             (True, False): self._channel.stream_unary,
+            (False, True): self._channel.unary_stream,
             (True, True): self._channel.stream_stream,
         }[method.client_streaming, method.server_streaming]
         return factory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -15,10 +16,11 @@ from preceptor.answers import PushedWeights, RunStatus, Scores, Selection
 from preceptor.channel import Connection, Tls
 from preceptor.decoding import scores_from_proto, spec_of, status_from_proto
 from preceptor.errors import DeadlineExceededError
+from preceptor.ledger import LedgerExport, export_ledger, read_ledger
 from preceptor.runs import RunSpec, spec_to_proto
 from preceptor.stream import SelectStream
 from preceptor.tracing import traced_select
-from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
+from preceptor.v1 import ledger_pb2, run_pb2, selection_pb2, weights_pb2
 from preceptor.wire import CHUNK_BYTES, with_chunk
 
 # The stream settles every future at its deadline; waiting for one a little longer only guards against its failing to.
@@ -321,6 +323,54 @@ class Run:
         scores = scores_from_proto(response)
         self._stream.observe(scores.learner_version)
         return scores
+
+    def ledger(self, from_step: int | None = None, to_step: int | None = None, timeout_s: float | None = None) -> Any:
+        """Returns what answered super-batches were drawn from, for runs with `RunSpec.ledger`.
+
+        Args:
+            from_step: first step; None: the first that is kept.
+            to_step: last step, included; None: the last that is kept.
+            timeout_s: for all of it; default: the client's.
+
+        Returns:
+            A `pyarrow.Table` with one row per answer and the columns of `preceptor.ledger.SCHEMA`, about in the order
+            of time; `preceptor.ledger.per_candidate` unfolds it. All of it is in memory: for a long run ask for a
+            range, or `export_ledger`.
+
+        Raises:
+            ValueError: the range ends before it begins, or starts below 0.
+            LedgerOffError: the run keeps no ledger.
+            StepsNotKeptError: a range was given, and none of its steps is kept.
+            RunNotFoundError: the run was deleted.
+        """
+        request = self._ledger_request(from_step, to_step)
+        return read_ledger(self._connection, request, self._timeout(timeout_s))
+
+    def export_ledger(
+        self,
+        path: str | os.PathLike[str],
+        from_step: int | None = None,
+        to_step: int | None = None,
+        timeout_s: float | None = None,
+    ) -> LedgerExport:
+        """Writes the same to a new Parquet file, which `preceptor ledger replay` reads. Holds little of it in memory.
+
+        Arguments and errors as `ledger`, and:
+
+        Raises:
+            FileExistsError: there is something at `path`.
+            StepsNotKeptError: there is nothing to write.
+            OSError: the file cannot be written.
+        """
+        request = self._ledger_request(from_step, to_step)
+        return export_ledger(self._connection, request, path, self._timeout(timeout_s))
+
+    def _ledger_request(self, from_step: int | None, to_step: int | None) -> ledger_pb2.ReadLedgerRequest:
+        first = None if from_step is None else _whole("from_step", from_step)
+        last = None if to_step is None else _whole("to_step", to_step)
+        if (first or 0) < 0 or (last is not None and last < (first or 0)):
+            raise ValueError(f"steps {first} to {last} were asked for; the range starts at 0 and ends after it begins")
+        return ledger_pb2.ReadLedgerRequest(run_id=self.run_id, from_step=first, to_step=last)
 
     def _timeout(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)

@@ -72,6 +72,12 @@ class WeightsNotFoundError(NotFoundError):
     reason = "WEIGHTS_NOT_FOUND"
 
 
+class StepsNotKeptError(NotFoundError):
+    """The ledger holds none of the steps: they were not answered yet, or dropped."""
+
+    reason = "STEPS_NOT_KEPT"
+
+
 class AlreadyExistsError(PreceptorError):
     """The name is taken by something else."""
 
@@ -108,6 +114,12 @@ class WeightsMissingError(FailedPreconditionError):
     """Learner or reference weights were not pushed yet."""
 
     reason = "WEIGHTS_MISSING"
+
+
+class LedgerOffError(FailedPreconditionError):
+    """The run keeps no ledger."""
+
+    reason = "LEDGER_OFF"
 
 
 class StaleWeightsError(FailedPreconditionError):

@@ -69,6 +69,8 @@ class RunSpec:
         reference_losses: name of a table of reference losses that the operator built and put there; candidates whose
             `example_id` is in it are not scored by the reference, so super-batches need `example_id`. Push the
             reference that the table was made with. None: every candidate is scored live.
+        ledger: whether the service keeps what every answered super-batch was drawn from, for `Run.ledger`; changes
+            nothing of what is selected.
 
     Source: Evans et al., arXiv 2312.05328, Algorithm 1. The temperature is ours; 1 is the paper's.
     """
@@ -98,6 +100,7 @@ class RunSpec:
     importance_exponent: float = 1.0
     cross_reference: bool = False
     reference_losses: str | None = None
+    ledger: bool = False
 
     def __post_init__(self) -> None:
         if self.reference_model is None and self.reference_model_config:
@@ -136,6 +139,7 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
         importance_exponent=spec.importance_exponent,
         cross_reference=spec.cross_reference,
         reference_losses=spec.reference_losses,
+        ledger=spec.ledger,
     )
     if spec.reference_model is not None:
         message.reference_model.CopyFrom(_model_to_proto(spec.reference_model, spec.reference_model_config))
@@ -177,6 +181,7 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         importance_exponent=message.importance_exponent if message.HasField("importance_exponent") else 1.0,
         cross_reference=message.cross_reference,
         reference_losses=message.reference_losses if message.HasField("reference_losses") else None,
+        ledger=message.ledger,
     )
 
 

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from preceptor.v1 import selection_pb2, weights_pb2
+from preceptor.v1 import ledger_pb2, selection_pb2, weights_pb2
 
 CHUNK_BYTES = 1024 * 1024
 """Bytes of `Chunk.data` that every gateway takes where it named no limit beforehand: in Score and PushWeights."""
@@ -26,6 +26,7 @@ ChunkedT = TypeVar("ChunkedT", selection_pb2.SelectRequest, selection_pb2.ScoreR
 SERVICES: tuple[ServiceDescriptor, ...] = (
     selection_pb2.DESCRIPTOR.services_by_name["SelectionService"],
     weights_pb2.DESCRIPTOR.services_by_name["WeightsService"],
+    ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"],
 )
 
 

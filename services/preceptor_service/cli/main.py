@@ -29,6 +29,7 @@ from preceptor_service.cli.connection import (
 )
 from preceptor_service.cli.cost import cost
 from preceptor_service.cli.health import health
+from preceptor_service.cli.ledger import ledger_commands
 from preceptor_service.cli.size import size_trainer
 from preceptor_service.cli.store import store_commands
 from preceptor_service.cli.token import token
@@ -53,6 +54,7 @@ complaints = Console(stderr=True)
 
 app.command()(token)
 app.add_typer(store_commands, name="store")
+app.add_typer(ledger_commands, name="ledger")
 app.command()(health)
 app.command()(cost)
 app.command("size")(size_trainer)

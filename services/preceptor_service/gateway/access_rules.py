@@ -9,7 +9,7 @@ from typing import Any
 from preceptor.wire import SERVICES
 from preceptor_service.access.caller import Role
 
-_SELECTION, _WEIGHTS = (service.full_name for service in SERVICES)
+_SELECTION, _WEIGHTS, _LEDGER = (service.full_name for service in SERVICES)
 
 
 @dataclass(frozen=True)
@@ -47,4 +47,6 @@ RULES: Mapping[str, Rule] = {
         digest=lambda _, response: str(response.version.digest) if response else None,
     ),
     f"/{_WEIGHTS}/GetWeights": Rule("score", lambda request: str(request.run_id)),
+    # Audited: who reads a ledger takes away what every trainer of the run offered.
+    f"/{_LEDGER}/ReadLedger": Rule("score", lambda request: str(request.run_id), digest=lambda *_: None),
 }

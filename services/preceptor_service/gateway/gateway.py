@@ -11,18 +11,21 @@ from prometheus_client import start_http_server
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import ConfigError, ServiceConfig
 from preceptor_service.gateway.access import GatewayAccess
+from preceptor_service.gateway.ledger_service import LedgerService
 from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.selection_service import SelectionService
 from preceptor_service.gateway.server import GatewayServer
 from preceptor_service.gateway.watch import GatewayWatch
 from preceptor_service.gateway.weights_service import WeightsService
+from preceptor_service.ledger.ledger import Ledger
+from preceptor_service.ledger.ledger_store import LedgerStore
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.pipeline import Pipeline
 from preceptor_service.run_store import RunStore
 from preceptor_service.runs import RunRegistry
 from preceptor_service.scoring.pool import ScorerPool
-from preceptor_service.storage import check_storage
+from preceptor_service.storage import check_storage, open_storage
 from preceptor_service.tracing import Tracing
 from preceptor_service.weight_store import WeightStore
 
@@ -54,9 +57,11 @@ class Gateway:
         self._tracing = tracing
         metrics = GatewayMetrics()
         run_store = RunStore.open(config.weights)
-        runs = RunRegistry(config, run_store, weight_store, architectures, pool, forgotten=metrics.forget_run)
+        ledger_store = LedgerStore(open_storage(config.weights), config.ledger)
+        self._ledger = Ledger(ledger_store, config.ledger, metrics)
+        runs = RunRegistry(config, run_store, weight_store, architectures, pool, forgotten=self._forget)
         pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
-        recorder = Recorder(metrics)
+        recorder = Recorder(metrics, self._ledger)
         self._metrics = metrics
         self._metrics_server: WSGIServer | None = None
         self._watch = GatewayWatch(config, pool, weight_store, in_flight, metrics)
@@ -64,6 +69,7 @@ class Gateway:
         self._server = GatewayServer(
             SelectionService(runs, pipeline, config.gateway, metrics, recorder, tracing),
             WeightsService(runs, weight_store, recorder),
+            LedgerService(runs, self._ledger, ledger_store),
             self._access.guard,
             self._access.tls,
             config.gateway,
@@ -86,16 +92,22 @@ class Gateway:
             raise
         self._access.start()
         self._watch.start()
+        self._ledger.start()
         return ports
 
     async def stop(self) -> None:
         """Finishes what was accepted, then stops listening, and closes the pool and the tracing."""
         await self._server.drain()
+        await self._ledger.stop()
         await self._watch.stop()
         await self._access.stop()
         self._close_metrics()
         await self._pool.close()
         await asyncio.to_thread(self._tracing.stop)
+
+    def _forget(self, run_id: str) -> None:
+        self._ledger.forget(run_id)
+        self._metrics.forget_run(run_id)
 
     def _serve_metrics(self) -> int | None:
         settings = self._config.metrics

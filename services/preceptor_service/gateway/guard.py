@@ -45,7 +45,7 @@ class Guard:
     Args:
         authenticator: knows callers.
         runs: knows what they may do.
-        audit: takes a line for each push, creation and deletion.
+        audit: takes a line for each push, creation and deletion, and each reading of a ledger.
         max_streams_per_identity: open streaming calls of one caller.
         recheck_s: longest time until an open stream notices that its caller lost a right.
         rules: by path; for tests.
@@ -126,11 +126,14 @@ class Guard:
     ) -> Any:
         token = current_caller.set(call.caller)
         try:
-            if not method.client_streaming:
+            if not method.client_streaming and not method.server_streaming:
                 async with self._one_creation(call):
                     await call.authorise(request())
                     return await implementation(call.first, context)
             with self._counted(call.caller):
+                if not method.client_streaming:
+                    await call.authorise(request())
+                    return await call.while_allowed(implementation(call.first, context))
                 requests = request()
                 if self._authenticator.is_required:
                     await call.authorise(await next_message(requests))

@@ -31,8 +31,8 @@ def generic_handlers(
 
     Args:
         services: full service name → object with one coroutine method per rpc, in snake case:
-            `(request, context) -> response`, `(requests, context) -> response`, or for two streams
-            `(requests, context) -> None`, writing to the context.
+            `(request, context) -> response`, `(requests, context) -> response`, or, writing a stream of answers to the
+            context, `(request, context) -> None` and `(requests, context) -> None`.
         guard: lets calls through.
         metrics: counts errors by code.
     """
@@ -64,6 +64,7 @@ def _handler(
     kinds = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }
     return kinds[method.client_streaming, method.server_streaming](

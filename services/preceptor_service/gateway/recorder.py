@@ -1,7 +1,8 @@
-"""What happens to runs, put into their counters and metrics. Called by streams and pushes, on the event loop."""
+"""What happens to runs, put into counters, metrics and ledgers. Called by streams and pushes, on the event loop."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import get_args
 
@@ -11,7 +12,9 @@ from preceptor.errors import PreceptorError
 from preceptor.runs import seconds
 from preceptor.v1 import selection_pb2
 from preceptor_service.cost_meter import Cost
-from preceptor_service.metrics import SERVICE_CODES, STAGES, GatewayMetrics
+from preceptor_service.ledger.entries import Entry
+from preceptor_service.ledger.ledger import Ledger
+from preceptor_service.metrics import LEDGER_LOSSES, SERVICE_CODES, STAGES, GatewayMetrics
 from preceptor_service.pipeline import FallbackReason, Selected
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.weight_store import Role
@@ -20,9 +23,10 @@ from preceptor_service.weight_store import Role
 class Recorder:
     """Records what one gateway answers, fails and commits. A run that was deleted meanwhile leaves no series."""
 
-    def __init__(self, metrics: GatewayMetrics) -> None:
+    def __init__(self, metrics: GatewayMetrics, ledger: Ledger) -> None:
         self._metrics = metrics
         self._streams: Counter[str] = Counter()
+        self._ledger = ledger
 
     def opened(self, run: ActiveRun) -> None:
         """Records a new stream; begins the series of a run whose first event must be seen as an increase."""
@@ -37,6 +41,11 @@ class Recorder:
         credit = (metrics.credit_waits, metrics.credit_wait_seconds)
         for counter in (metrics.super_batches, metrics.non_finite, metrics.rescored, *credit):
             counter.labels(run_id)
+        if run.spec.ledger:
+            metrics.ledger_steps.labels(run_id)
+            metrics.ledger_expired_steps.labels(run_id)
+            for loss in LEDGER_LOSSES:
+                metrics.ledger_lost_steps.labels(run_id, loss)
 
     def closed(self, run: ActiveRun) -> None:
         """Records the end of a stream. With a run's last one here its gauges end: others tell what is true from now on."""
@@ -79,6 +88,8 @@ class Recorder:
         self._scores(run_id, selected)
         self._time(run_id, selected, answer)
         self._learner(run, selected.pinned)
+        if run.spec.ledger:
+            self._ledger.keep(run.record, _entry(header, selected))
         if (cost := run.cost) is not None:
             self._cost(run, cost, len(selected.scores))
 
@@ -144,3 +155,25 @@ class Recorder:
         metrics.expected_savings.labels(run_id).set(cost.expected_savings)
         metrics.compute_ratio.labels(run_id).set(cost.compute_ratio)
         metrics.compute_positive.labels(run_id).set(cost.is_positive)
+
+
+def _entry(header: selection_pb2.SuperBatchHeader, selected: Selected) -> Entry:
+    pinned = selected.pinned if len(selected.scores) else None  # nothing is behind an unscored draw
+    learner = pinned.learner if pinned else None
+    reference, fold_1 = (pinned.models.reference, pinned.models.reference_fold_1) if pinned else (None, None)
+    return Entry(
+        time_us=time.time_ns() // 1000,
+        step=header.step,
+        rank=header.rank,
+        candidates=header.row_count,
+        learner_version=learner.version if learner else None,
+        learner_step=learner.step if learner else None,
+        reference_digest=reference.digest if reference else None,
+        reference_fold_1_digest=fold_1.digest if fold_1 else None,
+        fallback_reason=selected.fallback,
+        digest=header.digest,
+        example_id=selected.example_id,
+        scores=selected.scores,
+        indices=selected.indices,
+        weights=selected.weights,
+    )

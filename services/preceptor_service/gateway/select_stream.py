@@ -23,13 +23,14 @@ from preceptor.errors import (
 )
 from preceptor.v1 import selection_pb2
 from preceptor_service.config import GatewayConfig
+from preceptor_service.drawing import Draw
 from preceptor_service.gateway import translate
 from preceptor_service.gateway.answer_cache import AnswerCache, StepKey
 from preceptor_service.gateway.body import Body, check_body_bytes, check_rows
 from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.status import as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
-from preceptor_service.pipeline import Arrived, Draw, Pipeline
+from preceptor_service.pipeline import Arrived, Pipeline
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.tracing import Arrival, Tracing
 

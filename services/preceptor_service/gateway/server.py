@@ -9,6 +9,7 @@ from preceptor.wire import CHUNK_BYTES, MESSAGE_OVERHEAD_BYTES, SERVICES
 from preceptor_service.config import ConfigError, GatewayConfig
 from preceptor_service.gateway.guard import Guard
 from preceptor_service.gateway.handlers import generic_handlers
+from preceptor_service.gateway.ledger_service import LedgerService
 from preceptor_service.gateway.selection_service import SelectionService
 from preceptor_service.gateway.tls import ServerTls
 from preceptor_service.gateway.weights_service import WeightsService
@@ -27,6 +28,7 @@ class GatewayServer:
     Args:
         selection: answers trainers.
         weights: takes weights.
+        ledger: reads ledgers.
         guard: lets calls through.
         tls: None for plaintext.
         config: address and limits.
@@ -38,6 +40,7 @@ class GatewayServer:
         self,
         selection: SelectionService,
         weights: WeightsService,
+        ledger: LedgerService,
         guard: Guard,
         tls: ServerTls | None,
         config: GatewayConfig,
@@ -63,7 +66,8 @@ class GatewayServer:
                 ("grpc.keepalive_permit_without_calls", 1),
             ]
         )
-        services = {SERVICES[0].full_name: selection, SERVICES[1].full_name: weights}
+        names = (service.full_name for service in SERVICES)
+        services = dict(zip(names, (selection, weights, ledger), strict=True))
         self._server.add_generic_rpc_handlers(generic_handlers(services, guard, metrics))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 

@@ -196,6 +196,10 @@ class ObjectStorage:
                     self._manifests.popitem(last=False)
         return content
 
+    def read_once(self, name: str) -> bytes:
+        """Reads the object, in parts where it is large."""
+        return b"".join(self._parts(name, self._bucket.info(name).total_bytes))
+
     def create(self, name: str, content: bytes) -> bool:
         """Creates the manifest, and takes it back where the life of the run ended meanwhile."""
         if not self._bucket.create(name, content):

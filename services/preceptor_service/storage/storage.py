@@ -3,9 +3,10 @@
     blobs/<sha256>                       safetensors files, by content
     runs/<run_id>/run.json               the record of a run
     runs/<run_id>/…/<role>/<version>.json    one manifest per committed version; the place decides what lies between
+    runs/<run_id>/…/ledger/<segment>         pieces of the run's ledger
     staging/                             what is on its way in or out
 
-Names are paths relative to the store. Called by `RunStore` and `WeightStore`, which make every decision.
+Names are paths relative to the store. Called by `RunStore`, `WeightStore` and `LedgerStore`, which make every decision.
 """
 
 from __future__ import annotations
@@ -108,8 +109,12 @@ class Storage(Protocol):
         """Returns the content of a manifest, which never changes."""
         ...
 
+    def read_once(self, name: str) -> bytes:
+        """Returns the same of a segment of a ledger, too large to be held in memory for the next time."""
+        ...
+
     def create(self, name: str, content: bytes) -> bool:
-        """Creates a manifest whole; False where there is another of that name. The one decision of the store."""
+        """Creates a manifest or a segment whole; False where there is another of that name. The store's one choice."""
         ...
 
     def exists(self, name: str) -> bool:

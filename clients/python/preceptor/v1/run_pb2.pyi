@@ -109,6 +109,7 @@ class RunSpec(google.protobuf.message.Message):
     IMPORTANCE_EXPONENT_FIELD_NUMBER: builtins.int
     CROSS_REFERENCE_FIELD_NUMBER: builtins.int
     REFERENCE_LOSSES_FIELD_NUMBER: builtins.int
+    LEDGER_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """Name of the run. Matches [a-z0-9][a-z0-9-]{0,62}. Required."""
     task: builtins.str
@@ -187,6 +188,10 @@ class RunSpec(google.protobuf.message.Message):
     reference must be the one that the table was made with. Not with
     `cross_reference`. Default: none.
     """
+    ledger: builtins.bool
+    """The service keeps a ledger: what every answered super-batch was drawn from,
+    for LedgerService. Changes nothing of what is selected. Default false.
+    """
     @property
     def model(self) -> global___ModelSpec:
         """Architecture of the learner copy (the learner itself or a small proxy of
@@ -229,9 +234,10 @@ class RunSpec(google.protobuf.message.Message):
         importance_exponent: builtins.float | None = ...,
         cross_reference: builtins.bool = ...,
         reference_losses: builtins.str | None = ...,
+        ledger: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "cross_reference", b"cross_reference", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "cross_reference", b"cross_reference", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "ledger", b"ledger", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_deadline", b"_deadline"]) -> typing.Literal["deadline"] | None: ...
     @typing.overload

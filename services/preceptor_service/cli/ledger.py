@@ -1,0 +1,90 @@
+"""`preceptor ledger`: what each step of a run was drawn from, as a file; and the same drawn again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from preceptor.errors import InvalidRunError, PreceptorError, UnavailableError
+from preceptor_service.cli.connection import (
+    Target,
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TokenFile,
+    UsesTls,
+    open_client,
+)
+from preceptor_service.config import ConfigError, load_config
+from preceptor_service.ledger.replay import LedgerFileError, ReplayFile
+from preceptor_service.method_registry import MethodRegistry
+
+ledger_commands = typer.Typer(
+    no_args_is_help=True, help="Export what each step of a run was drawn from, and draw it again."
+)
+
+_SHOWN = 20
+
+
+@ledger_commands.command()
+def export(
+    run: Annotated[str, typer.Argument(help="The run, created with RunSpec(..., ledger=True).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The Parquet file to write.")],
+    from_step: Annotated[int | None, typer.Option(help="First step; none: the first that is kept.")] = None,
+    to_step: Annotated[int | None, typer.Option(help="Last step, included; none: the last that is kept.")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds for all of it.")] = 600.0,
+    target: Target = "localhost:7600",
+    tls: UsesTls = False,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Write a run's ledger to a Parquet file, one row per answered super-batch."""
+    try:
+        with open_client(target, tls, tls_ca, tls_certificate, tls_key, token_file) as client:
+            written = client.get_run(run).export_ledger(out, from_step, to_step, timeout_s)
+    except UnavailableError as error:
+        raise _failed(f"no ledger was written: no service answers at {target} ({error})") from error
+    except (ConfigError, PreceptorError, OSError, ValueError) as error:
+        raise _failed(f"no ledger was written: {error}") from error
+    sys.stdout.write(f"{out} holds {written.steps:,} steps of run {run}\n")
+    if written.damaged:
+        raise _failed("\n".join(["what is damaged in the store was left out:", *written.damaged]))
+
+
+@ledger_commands.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="An exported ledger.")],
+    config: Annotated[
+        Path | None, typer.Option(help="The service's settings, where the run's selector is the operator's own.")
+    ] = None,
+) -> None:
+    """Draw every step of an exported ledger again, and fail where anything else comes out."""
+    try:
+        ledger, settings = ReplayFile(file), load_config(config)
+        methods = MethodRegistry(settings.rules, settings.selectors)
+        steps, differing = 0, 0
+        for found in ledger.replayed(methods):
+            steps += 1
+            if found.difference is not None:
+                differing += 1
+                if differing <= _SHOWN:
+                    sys.stdout.write(f"step {found.step}, rank {found.rank}: {found.difference}\n")
+    except InvalidRunError as error:
+        raise _failed(f"{error}; give the --config that names the operator's own") from error
+    except (ConfigError, LedgerFileError, ValueError) as error:
+        raise _failed(str(error)) from error
+    if differing:
+        raise _failed(
+            f"{differing:,} of {steps:,} steps of run {ledger.spec.run_id} do not replay to what was selected"
+        )
+    sys.stdout.write(f"all {steps:,} steps of run {ledger.spec.run_id} replay to what was selected, bit for bit\n")
+
+
+def _failed(message: str) -> typer.Exit:
+    sys.stderr.write(f"preceptor: {message}\n")
+    return typer.Exit(1)

@@ -1,0 +1,1 @@
+"""The ledger: what each answered super-batch of a run was drawn from; kept, read back and replayed."""
