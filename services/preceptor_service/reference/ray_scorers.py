@@ -66,7 +66,7 @@ class _Actor:
     """One scorer of the pool."""
 
     def __init__(self, shared: bytes) -> None:
-        # Pickled: for an argument in its object store Ray would not promise to start a lost actor again.
+        # Pickled, a reference to an object is still one when it reaches the actor.
         reference, layout, scoring, self._parts = ray.get(ray.cloudpickle.loads(shared))
         self._error = ""
         try:
