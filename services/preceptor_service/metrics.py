@@ -29,7 +29,7 @@ CREDENTIAL_SOURCES = ("access_file", "certificate", "oidc_keys")
 """Files and keys that are read again when they change."""
 
 SERVICE_CODES = ("DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNKNOWN")
-"""Codes of failures that are the service's own; they spend the error budget. Any other says what a trainer got wrong."""
+"""Codes of failures that are the service's own and spend the error budget. Any other is a trainer's mistake."""
 
 LEDGER_LOSSES = ("buffer", "too_large")
 """Why a ledger lacks an answered super-batch."""
@@ -46,8 +46,8 @@ class Metric:
         name: without the prefix `preceptor_`, and without the `_total` that every counter ends in.
         kind: its Prometheus type.
         unit: of its value; `"1"` for a number, a share or a truth value.
-        labels: `run` has at most `limits.max_runs` values at once; its series end with the run, and gauges with its last
-            Select stream at the gateway. Every other label has a fixed set of values.
+        labels: `run` has at most `limits.max_runs` values at once; its series end with the run, and gauges with its
+            last Select stream at the gateway. Every other label has a fixed set of values.
         meaning: one sentence.
     """
 

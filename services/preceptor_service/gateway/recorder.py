@@ -48,7 +48,7 @@ class Recorder:
                 metrics.ledger_lost_steps.labels(run_id, loss)
 
     def closed(self, run: ActiveRun) -> None:
-        """Records the end of a stream. With a run's last one here its gauges end: others tell what is true from now on."""
+        """Records the end of a stream. With a run's last one here its gauges end: others tell what is true from now."""
         self._streams[run.run_id] -= 1
         if not self._streams[run.run_id]:
             del self._streams[run.run_id]

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class _Look(Generic[T]):
-    """A look at something that may hang, on a thread of its own: it holds up nothing else, and never runs twice at once."""
+    """A look at something that may hang, on a thread of its own: it holds up nothing else, and never runs twice."""
 
     def __init__(self, look: Callable[[], T | None]) -> None:
         self._look = look
