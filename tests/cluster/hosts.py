@@ -63,11 +63,11 @@ class Host:
         self.started.append(process)
         return process
 
-    def start_ray(self, *options: str) -> None:
-        """Starts a Ray node here."""
+    def start_ray(self, *options: str) -> subprocess.Popen[str]:
+        """Starts a Ray node here; the process ends with it, or where Ray gives up."""
         ray = str(Path(sys.executable).with_name("ray"))
         fixed = [f"--node-ip-address={self.address}", f"--metrics-export-port={RAY_METRICS_PORT}"]
-        self.start(ray, "start", "--block", *fixed, "--disable-usage-stats", *options)
+        return self.start(ray, "start", "--block", *fixed, "--disable-usage-stats", *options)
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs on this host."""
