@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from examples.demo import __main__ as command
-from examples.demo import comparison, data, picture, table
+from examples.demo import comparison, picture, table
 from examples.demo.training import RECIPES, History
+from preceptor_service.reference import demo_data
 
 UPDATES = 24
 
@@ -123,7 +124,7 @@ def test_a_share_is_averaged_over_the_last_updates() -> None:
 def test_missing_data_ends_the_command_with_a_message(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(data, "FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(demo_data, "FASHION_MNIST", tmp_path)
     monkeypatch.setattr("signal.signal", lambda *_: None)
 
     assert command.main(["--data", "fashion-mnist", "--pool", "in-process"]) == 1
@@ -139,7 +140,7 @@ def test_a_wrong_option_is_refused(arguments: list[str], capsys: pytest.CaptureF
     assert arguments[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", data.DATA_SETS)
+@pytest.mark.parametrize("name", demo_data.DATA_SETS)
 def test_every_data_set_has_a_recipe(name: str) -> None:
     recipe = RECIPES[name]
 

@@ -86,7 +86,16 @@ def test_the_chart_says_what_artifact_hub_asks() -> None:
 
 def notes_of(*arguments: str) -> str:
     """Returns what helm prints after an installation with these arguments; helm 4 needs no cluster for it."""
-    command = [binary(HELMS[1]), "install", "demo", CHART, "--dry-run=client", "--namespace", NAMESPACE, *arguments]
+    command: list[str | Path] = [
+        binary(HELMS[1]),
+        "install",
+        "demo",
+        CHART,
+        "--dry-run=client",
+        "--namespace",
+        NAMESPACE,
+        *arguments,
+    ]
     told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return told.stdout.partition("\nNOTES:\n")[2]
 
