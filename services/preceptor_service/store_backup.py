@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import shutil
 import tarfile
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ _MANIFEST = re.compile(rf"runs/({RUN_ID.pattern})/({'|'.join(ROLES)})/([0-9]{{8,
 _RECORD = re.compile(rf"runs/({RUN_ID.pattern})/run\.json")
 _MAX_JSON_BYTES = 1 << 20
 _PART_BYTES = 1 << 20
+_TAR_END_BYTES = 2 * tarfile.BLOCKSIZE
 
 _TRIES = 5
 """How often a run is read anew because its newest weights expired before they were read."""
@@ -65,19 +68,26 @@ def back_up(storage: Storage, file: Path) -> Report:
     """
     if file.exists():
         raise BackupError(f"{file} exists; name a new file")
-    run_ids = storage.run_ids()
-    if not run_ids:
-        raise BackupError("the store holds no run")
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
     try:
         with tarfile.open(partial, "x", format=tarfile.PAX_FORMAT) as tar:
-            backup = _Backup(storage, tar)
-            for run_id in run_ids:
-                backup.add(run_id)
+            report = _backed_up(storage, tar)
         partial.rename(file)
     finally:
         partial.unlink(missing_ok=True)
-    return backup.report
+    return report
+
+
+def stream_backup(storage: Storage, stream: IO[bytes]) -> Report:
+    """Writes the same to a stream that cannot go back, such as a pipe; cut off by a failure it is refused by `restore`.
+
+    Raises:
+        BackupError, OSError, PreceptorError: as `back_up` does.
+    """
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        report = _backed_up(storage, tar)
+    stream.flush()
+    return report
 
 
 def restore(file: Path, storage: Storage) -> Report:
@@ -90,14 +100,45 @@ def restore(file: Path, storage: Storage) -> Report:
         BackupError: the store is not empty, or the file is not a sound backup.
         OSError, PreceptorError: the file or the store cannot be used; what was written has to go before the next try.
     """
+    _check_empty(storage)
+    with file.open("rb") as content:
+        return _restored(content, str(file), storage)
+
+
+def restore_stream(stream: IO[bytes], storage: Storage) -> Report:
+    """Does the same from a stream that cannot go back; it lies in `staging/` meanwhile, because it is read twice.
+
+    Raises:
+        BackupError, OSError, PreceptorError: as `restore` does.
+    """
+    _check_empty(storage)
+    with disk_errors(), tempfile.TemporaryFile(dir=storage.staging) as content:
+        shutil.copyfileobj(stream, content, _PART_BYTES)
+        content.seek(0)
+        return _restored(content, "the stream", storage)
+
+
+def _check_empty(storage: Storage) -> None:
     if storage.run_ids() or storage.names("blobs"):
         raise BackupError("the store to restore to is not empty; name a new directory or prefix")
+
+
+def _restored(content: IO[bytes], name: str, storage: Storage) -> Report:
     try:
-        with tarfile.open(file, "r:") as tar:
-            contents = _checked(tar)
-            return _written(tar, contents, storage)
+        with tarfile.open(fileobj=content, mode="r:") as tar:
+            return _written(tar, _checked(tar, content), storage)
     except tarfile.TarError as error:
-        raise BackupError(f"{file} is not a whole tar file: {error}") from error
+        raise BackupError(f"{name} is not a whole tar file: {error}") from error
+
+
+def _backed_up(storage: Storage, tar: tarfile.TarFile) -> Report:
+    run_ids = storage.run_ids()
+    if not run_ids:
+        raise BackupError("the store holds no run")
+    backup = _Backup(storage, tar)
+    for run_id in run_ids:
+        backup.add(run_id)
+    return backup.report
 
 
 class _ExpiredError(Exception):
@@ -198,8 +239,8 @@ class _Contents:
     manifests: dict[tuple[str, str, int], bytes] = field(default_factory=dict)
 
 
-def _checked(tar: tarfile.TarFile) -> _Contents:
-    """Returns what a backup holds, after reading all of it."""
+def _checked(tar: tarfile.TarFile, file: IO[bytes]) -> _Contents:
+    """Returns what a backup holds, after reading all of it; `file` is what `tar` reads."""
     contents, seen = _Contents(), set[str]()
     for member in tar:
         name = member.name
@@ -218,6 +259,10 @@ def _checked(tar: tarfile.TarFile) -> _Contents:
             contents.manifests[match[1], match[2], int(match[3])] = _small(tar, member)
         elif name != _FORMAT_NAME:
             raise BackupError(f"the file holds {name!r}, which is no part of a store")
+    # tarfile itself takes the end of the file for the end of the archive, and what is missing is whole runs.
+    file.seek(tar.offset)
+    if len(file.read(_TAR_END_BYTES)) < _TAR_END_BYTES:
+        raise tarfile.ReadError("it lacks its end")
     _check_records(contents)
     return contents
 

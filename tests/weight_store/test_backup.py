@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pty
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from typer.testing import CliRunner
@@ -16,12 +20,16 @@ from typer.testing import CliRunner
 from preceptor_service.cli.main import app
 from preceptor_service.run_store import RunStore
 from preceptor_service.storage import Storage
-from preceptor_service.store_backup import BackupError, back_up, restore
+from preceptor_service.store_backup import BackupError, back_up, restore, restore_stream, stream_backup
 from preceptor_service.weight_store import WeightStore
 from tests.stores import DirectoryPlace, ObjectPlace, Place
 from tests.weight_store.pushing import create_run, push, store_with_runs
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 Members = dict[str, bytes]
+_PROGRAM = [sys.executable, "-m", "preceptor_service", "store"]
 
 
 @pytest.fixture
@@ -56,9 +64,38 @@ def told(storage: Storage) -> object:
     ]
 
 
-def members(file: Path) -> Members:
-    with tarfile.open(file) as tar:
+class OneWay(io.BytesIO):
+    """Can be read once, as a pipe can."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        raise io.UnsupportedOperation("a pipe cannot go back")
+
+
+class Narrow(io.BytesIO):
+    """Takes so many bytes; then nobody reads any more."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+
+    def write(self, data: Buffer, /) -> int:
+        part = bytes(data)[: self._room - len(self.getvalue())]
+        super().write(part)
+        if len(part) < len(bytes(data)):
+            raise BrokenPipeError(32, "Broken pipe")
+        return len(part)
+
+
+def members_of(content: bytes) -> Members:
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         return {member.name: (tar.extractfile(member) or io.BytesIO()).read() for member in tar}
+
+
+def members(file: Path) -> Members:
+    return members_of(file.read_bytes())
 
 
 def write(file: Path, contents: Members, change: Callable[[tarfile.TarInfo], None] = lambda member: None) -> Path:
@@ -79,6 +116,27 @@ class TestThereAndBack:
         assert told(empty) == told(full.open())
         assert (there.runs, there.versions, there.blobs, there.total_bytes) == (2, 4, 3, 11)
         assert there == back
+        assert list(empty.staging.iterdir()) == []
+
+    def test_a_stream_that_cannot_go_back_holds_the_same(self, full: Place, empty: Storage, tmp_path: Path) -> None:
+        there = back_up(full.open(), tmp_path / "backup.tar")
+        reading, writing = os.pipe()
+        streamed: list[bytes] = []
+
+        def read() -> None:
+            with os.fdopen(reading, "rb") as pipe:
+                streamed.append(pipe.read())
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with os.fdopen(writing, "wb") as pipe:
+            assert stream_backup(full.open(), pipe) == there
+        reader.join(60)
+        back = restore_stream(OneWay(streamed[0]), empty)
+
+        assert members_of(streamed[0]) == members(tmp_path / "backup.tar")
+        assert back == there
+        assert told(empty) == told(full.open())
         assert list(empty.staging.iterdir()) == []
 
     def test_it_goes_to_an_object_store(self, full: Place, object_store: ObjectPlace, tmp_path: Path) -> None:
@@ -220,6 +278,34 @@ class TestRefusals:
         (tmp_path / "cut.tar").write_bytes(whole[: whole.index(b"one") + 1])
         refused(tmp_path / "cut.tar", empty, "not a whole tar file")
 
+    @pytest.mark.parametrize("is_stream", [False, True], ids=["file", "stream"])
+    def test_one_that_is_cut_off_between_two_files(
+        self, sound: Members, empty: Storage, tmp_path: Path, is_stream: bool
+    ) -> None:
+        whole = write(tmp_path / "whole.tar", sound)
+        with tarfile.open(whole) as tar:
+            # What was read of it is a sound backup of fewer runs.
+            ends = [0, *(member.offset for member in tar.getmembers()[1:]), tar.offset]
+        for end in ends:
+            cut = tmp_path / "cut.tar"
+            cut.write_bytes(whole.read_bytes()[:end])
+            with pytest.raises(BackupError, match="not a whole tar file"):
+                restore_stream(OneWay(cut.read_bytes()), empty) if is_stream else restore(cut, empty)
+            assert [*empty.run_ids(), *empty.names("blobs"), *empty.staging.iterdir()] == []
+
+    def test_a_stream_that_broke_off_while_it_was_written(self, full: Place, empty: Storage, tmp_path: Path) -> None:
+        back_up(full.open(), tmp_path / "whole.tar")
+        with tarfile.open(tmp_path / "whole.tar") as tar:
+            tar.getmembers()
+            end = tar.offset
+        for room in range(0, end + 1024, 1024):  # two blocks of zeros are its end; the rest is padding
+            stream = Narrow(room)
+            with pytest.raises(BrokenPipeError):
+                stream_backup(full.open(), stream)
+            with pytest.raises(BackupError, match="not a whole tar file"):
+                restore_stream(OneWay(stream.getvalue()), empty)
+            assert [*empty.run_ids(), *empty.names("blobs"), *empty.staging.iterdir()] == []
+
     def test_another_tar_file(self, sound: Members, empty: Storage, tmp_path: Path) -> None:
         bad = {name: content for name, content in sound.items() if name != "preceptor-store.json"}
         refused(write(tmp_path / "bad.tar", bad), empty, "is it a backup of a store")
@@ -267,6 +353,55 @@ class TestCommand:
         assert "No such file" in error
         assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == []
 
+    def test_it_streams_between_two_programs(self, tmp_path: Path) -> None:
+        place = DirectoryPlace(tmp_path / "store")
+        push(store_with_runs(place.open(), keep_versions=2, run_ids=("run",)), b"one")
+
+        backed_up = program("backup", "-", "--store", str(tmp_path / "store"))
+        restored = program("restore", "-", "--store", str(tmp_path / "restored"), content=backed_up.stdout)
+
+        holds = "holds runs: 1, versions: 1, sets of weights: 1 (3 bytes)\n"
+        assert (backed_up.returncode, backed_up.stderr.decode()) == (0, f"the backup {holds}")
+        assert (restored.returncode, restored.stdout.decode()) == (0, f"{tmp_path}/restored {holds}")
+        assert told(DirectoryPlace(tmp_path / "restored").open()) == told(place.open())
+
+    def test_a_reader_that_goes_away_is_told_once(self, tmp_path: Path) -> None:
+        push(store_with_runs(DirectoryPlace(tmp_path / "store").open(), keep_versions=2), os.urandom(900))
+        reading, writing = os.pipe()
+        os.close(reading)
+        try:
+            told = subprocess.run(
+                [*_PROGRAM, "backup", "-", "--store", str(tmp_path / "store")],
+                stdout=writing,
+                stderr=subprocess.PIPE,
+                timeout=60,
+                check=False,
+            )
+        finally:
+            os.close(writing)
+
+        assert told.returncode == 1
+        assert told.stderr.decode() == "preceptor: no backup of the store: [Errno 32] Broken pipe\n"
+
+    def test_a_terminal_is_neither_written_to_nor_read_from(self, tmp_path: Path) -> None:
+        push(store_with_runs(DirectoryPlace(tmp_path / "store").open(), keep_versions=2), b"one")
+        ours, theirs = pty.openpty()
+        try:
+            for command, stream in (("backup", "output"), ("restore", "input")):
+                told = subprocess.run(
+                    [*_PROGRAM, command, "-", "--store", str(tmp_path / ("store" if command == "backup" else "new"))],
+                    stdin=theirs,
+                    stdout=theirs,
+                    stderr=subprocess.PIPE,
+                    timeout=60,
+                    check=False,
+                )
+                assert told.returncode == 1
+                assert f"standard {stream} is a terminal; redirect it to a file" in told.stderr.decode()
+        finally:
+            os.close(ours)
+            os.close(theirs)
+
     def test_it_tells_a_script_that_something_was_left_out(self, tmp_path: Path) -> None:
         place = DirectoryPlace(tmp_path / "store")
         push(store_with_runs(place.open(), keep_versions=2), b"one")
@@ -283,3 +418,8 @@ def run(*arguments: str) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of `preceptor store`."""
     result = CliRunner().invoke(app, ["store", *arguments])
     return result.exit_code, result.stdout, result.stderr
+
+
+def program(*arguments: str, content: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Runs `preceptor store` as a process of its own, with pipes."""
+    return subprocess.run([*_PROGRAM, *arguments], input=content, capture_output=True, timeout=60, check=False)
