@@ -24,7 +24,7 @@ def of_compose(gateway: str) -> list[ScrapeConfig]:
 
 def of_the_chart(gateway: str, ray_nodes: Sequence[str]) -> list[ScrapeConfig]:
     """The chart's PodMonitor, as Prometheus' operator translates it for the pods that the chart renders."""
-    rendering = render(changes={"podMonitor": {"enabled": True, "interval": "1s", "scrapeTimeout": "1s"}})
+    rendering = render("gpu", {"podMonitor": {"interval": "1s", "scrapeTimeout": "1s"}})
     monitor = rendering.one("PodMonitor")
     spec = monitor["spec"]
     assert spec["namespaceSelector"]["matchNames"] == [NAMESPACE]
