@@ -21,6 +21,7 @@ from tests.access.certificates import Authority
 from tests.observability.dashboard_files import PanelQuery
 from tests.observability.prometheus_server import PrometheusServer
 from tests.observability.queries import without_stand_in
+from tests.observability.reference_table import write_table
 from tests.observability.rule_files import write_faster
 from tests.observability.scrape_settings import ScrapeConfig
 from tests.observability.trainers import Trainers
@@ -81,7 +82,7 @@ class Live:
 
 
 def write_files(folder: Path) -> Files:
-    """Writes a certificate of 90 days and an access file."""
+    """Writes a certificate of 90 days, an access file and the table that `FASHION` names."""
     authority, token = Authority(), new_token()
     pair = authority.issue(days=90)
     certificate, key, access = folder / "tls.crt", folder / "tls.key", folder / "access.yaml"
@@ -89,7 +90,9 @@ def write_files(folder: Path) -> Files:
     key.write_bytes(pair.private_key)
     grants = {"tokens": {token_hash(token): {"identity": "team"}}, "identities": {"team": {"roles": {"admin": ["*"]}}}}
     access.write_text(yaml.safe_dump(grants))
+    write_table(folder / "tables")
     settings = {
+        "reference_losses": {"directory": str(folder / "tables")},
         "tls": {"certificate": str(certificate), "private_key": str(key)},
         "auth": {"access_file": str(access)},
         "audit": {"file": str(folder / "audit.log")},

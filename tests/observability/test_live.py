@@ -20,6 +20,7 @@ from tests.observability.dashboard_files import NAMES, queries
 from tests.observability.known_metrics import names_of
 from tests.observability.live import VARIABLES, Files, Live, running, write_files
 from tests.observability.queries import metrics_of
+from tests.observability.reference_table import FASHION
 from tests.observability.scrape_settings import of_compose
 from tests.observability.trainers import Trainer
 
@@ -45,7 +46,7 @@ def files(folder: Path) -> Files:
 def live(folder: Path, files: Files) -> Iterator[Live]:
     settings = {"pool": "in-process", "scorer": {"micro_batch_rows": 64, "threads": 1}}
     with running(folder, files, settings, of_compose) as live:
-        live.trainers.start(live.client, Trainer("fashion", settings={"ledger": True}))
+        live.trainers.start(live.client, FASHION)
         live.trainers.start(live.client, LETTERS)
         live.trainers.start_clumsy(live.client)
         yield live

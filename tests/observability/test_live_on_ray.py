@@ -16,8 +16,8 @@ from tests.observability.dashboard_files import NAMES, queries
 from tests.observability.known_metrics import RAY, RAY_ON_GPUS, names_of
 from tests.observability.live import VARIABLES, Live, running, write_files
 from tests.observability.queries import metrics_of
+from tests.observability.reference_table import FASHION
 from tests.observability.scrape_settings import of_the_chart
-from tests.observability.trainers import Trainer
 from tests.processes import pids_titled
 
 pytestmark = pytest.mark.ray
@@ -37,7 +37,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         nodes = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in known]
         settings = {"name": NAME, "scorer": {"replicas": 2, "micro_batch_rows": 32, "num_cpus": 0.1}}
         with running(folder, write_files(folder), settings, partial(of_the_chart, ray_nodes=nodes)) as live:
-            live.trainers.start(live.client, Trainer("fashion"))
+            live.trainers.start(live.client, FASHION)
             live.trainers.start_clumsy(live.client)
             yield live
     finally:

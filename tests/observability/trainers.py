@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from preceptor import Run, RunSpec, Selection, SelectionClient
 from preceptor.errors import PreceptorError
@@ -100,8 +101,10 @@ class Trainers:
     def _offer(self, run: Run, trainer: Trainer, step: int) -> Future[Selection]:
         if trainer.rank == 0 and step % trainer.push_every == 0 and self.may_push.is_set():
             run.push_weights(weights(step, trainer.width), step=step)
-        candidates = super_batch(step % DISTINCT, trainer.rows)
-        return run.submit(candidates, trainer.sub_batch_size, step=step, rank=trainer.rank)
+        number, rows = step % DISTINCT, trainer.rows
+        ids = example_ids(number, rows) if "reference_losses" in trainer.settings else None
+        candidates = super_batch(number, rows)
+        return run.submit(candidates, trainer.sub_batch_size, step=step, rank=trainer.rank, example_id=ids)
 
     def _blunder(self, client: SelectionClient, run: Run) -> None:
         mistakes: list[Callable[[], object]] = [
@@ -139,6 +142,11 @@ def weights(seed: int, width: int = 24) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     outline = ArchitectureRegistry().outline("small_cnn", model_config(width)).state_dict()
     return {name: torch.randn(tensor.shape, generator=generator) * 0.5 for name, tensor in outline.items()}
+
+
+def example_ids(number: int, rows: int) -> NDArray[np.int64]:
+    """The ids of the candidates of `super_batch(number, rows)`."""
+    return np.arange(number * rows, (number + 1) * rows)
 
 
 @cache
