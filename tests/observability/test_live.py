@@ -24,8 +24,8 @@ from tests.observability.reference_table import FASHION
 from tests.observability.scrape_settings import of_compose
 from tests.observability.trainers import Trainer
 
-LETTERS = Trainer("letters", rows=256, at_once=5, pause_s=1.5, width=96)
-"""Offers more at once than fits into the window, and then rests; its model is what takes time."""
+LETTERS = Trainer("letters", rows=256, at_once=5, pause_s=1.5, width=96, settings={"max_staleness_steps": None})
+"""Offers more at once than fits into the window, and then rests; its model takes time, and it never falls back."""
 ONLY_ON_RAY = {"preceptor_deployment_updating"}
 """Ours, but told by Serve."""
 (ALERTS_SHOWN,) = (query for query in queries("overview") if query.panel == "Alerts firing")
