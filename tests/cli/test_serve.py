@@ -144,7 +144,9 @@ def test_a_ray_that_is_not_there_is_one_line(preceptor: Run, tmp_path: Path) -> 
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))  # bound, so that nobody else listens there, and not listened at
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-        ran = preceptor("serve", "--store", str(tmp_path / "store"), "--port", "0", RAY_ADDRESS=address)
+        ran = preceptor(
+            "serve", "--store", str(tmp_path / "store"), "--port", "0", "--metrics-port", "0", RAY_ADDRESS=address
+        )
     assert ran.code == 1
     assert ran.err.splitlines()[-1].startswith(f"preceptor: RAY_ADDRESS is '{address}', and no Ray answers there")
     assert "Traceback" not in ran.err

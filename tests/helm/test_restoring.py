@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ kubectl() {
   case "$*" in *"get pods"*) echo pod/gateway; return ;; esac
   while [ "$1" != -- ]; do shift; done
   shift
-  if [ "$1" = preceptor ]; then shift; python -m preceptor_service "$@"; fi
+  if [ "$1" = preceptor ]; then shift; "$PYTHON" -m preceptor_service "$@"; fi
 }
 """
 """A cluster whose pods are this machine."""
@@ -70,7 +71,12 @@ def test_a_store_comes_back_by_these_commands(section: str, tmp_path: Path) -> N
     for command, store in zip(commands, ("store", "restored"), strict=True):
         moved = command.replace("/var/lib/preceptor/store", str(tmp_path / store))
         told = subprocess.run(
-            ["bash", "-c", f"{_KUBECTL}{moved}"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+            ["bash", "-c", f"PYTHON={sys.executable}\n{_KUBECTL}{moved}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert told.returncode == 0, told.stderr
     restored = DirectoryPlace(tmp_path / "restored").open()
