@@ -47,7 +47,12 @@ fi
 
 if [ ! -e secrets/trainer/token ]; then
   # The token goes to standard output, its line for the access file to standard error.
-  line=$(preceptor token --identity trainer 2>&1 >secrets/trainer/new-token | grep '^  sha256:')
+  preceptor token --identity trainer >secrets/trainer/new-token 2>secrets/trainer/new-line || {
+    cat secrets/trainer/new-line >&2
+    exit 1
+  }
+  line=$(grep '^  sha256:' secrets/trainer/new-line)
+  rm secrets/trainer/new-line
   {
     echo "tokens:"
     echo "$line"
