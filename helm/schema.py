@@ -49,6 +49,9 @@ def _plain(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
             plain[key] = {name: _plain(item, definitions) for name, item in value.items()}
         elif key not in _LEFT_OUT:
             plain[key] = _plain(value, definitions) if isinstance(value, dict) else value
+    if plain.get("type") == "integer" and "exclusiveMinimum" in plain:
+        # Of a bound that is excluded helm 4 says "got 0, want 0".
+        plain["minimum"] = plain.pop("exclusiveMinimum") + 1
     return plain
 
 

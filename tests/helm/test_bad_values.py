@@ -131,12 +131,37 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"config": {"weights": {"path": "s3://bucket/weights"}}, "persistence": {"existingClaim": "c"}},
         ("persistence.existingClaim c",),
     ),
+    "tables for nobody": (
+        {"referenceLosses": {"existingClaim": "tables"}},
+        ("referenceLosses.existingClaim is tables", "config.reference_losses.directory is empty"),
+    ),
+    "tables over the store": (
+        {
+            "config": {"reference_losses": {"directory": "/var/lib/preceptor/store"}},
+            "referenceLosses": {"existingClaim": "tables"},
+        },
+        ("config.reference_losses.directory is /var/lib/preceptor/store", "of its own"),
+    ),
+    "tables at a relative path": (
+        {"config": {"reference_losses": {"directory": "tables"}}, "referenceLosses": {"existingClaim": "tables"}},
+        ("config.reference_losses.directory is tables", "absolute"),
+    ),
+    "probes that trust a file that is not there": (
+        {"tls": {"probe": {"authority": "/keys/ca.crt"}}},
+        ("tls.probe.authority is /keys/ca.crt", "extraVolumeMounts"),
+    ),
+    "an old Ray": ({"ray": {"version": "2.59.1"}}, ("ray.version is 2.59.1", "2.60")),
     "no scorers": ({"scorerGroups": {"cpu": None}}, ("scorerGroups is empty",)),
     "too few pods": (scorer(replicas=3), ("hold 1 scorers", "asks for 3")),
     "CPUs too small": (scorer(num_cpus=8), ("hold 0 scorers",)),
     "GPUs that nobody uses": (
         {"scorerGroups": GPU_GROUP},
         ("scorerGroups.gpu has GPUs", "config.scorer.num_gpus is 0"),
+    ),
+    "a GPU for nobody": (scorer(device="cuda"), ("config.scorer.device is cuda", "config.scorer.num_gpus is 0")),
+    "a GPU for a processor": (
+        {**scorer(device="cpu", num_gpus=1), "scorerGroups": GPU_GROUP},
+        ("config.scorer.device is cpu", "config.scorer.num_gpus to 0"),
     ),
     "GPUs that nobody has": (scorer(num_gpus=1), ("hold 0 scorers",)),
     "a resource that nobody offers": (scorer(resources={"fast": 1}), ("asks for fast", "rayResources.fast")),
@@ -219,6 +244,8 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("oidc", "isuer"),
     ),
     "a setting out of its range": ({"config": {"tracing": {"sample_ratio": 2}}}, ("sample_ratio", "1")),
+    "no gateway": ({"config": {"gateway": {"replicas": 0}}}, ("replicas", " 1")),
+    "no scorer": (scorer(replicas=0), ("replicas", " 1")),
     "a setting of another type": ({"config": {"weights": {"keep_versions": "many"}}}, ("keep_versions", "integer")),
     "a group named like ours": ({"scorerGroups": {"gateway": {"cpus": 1, "memory": "1Gi"}}}, ("gateway",)),
     "a group without memory": ({"scorerGroups": {"more": {"cpus": 1}}}, ("memory",)),
@@ -256,7 +283,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     },
     "a key on a volume of one's own": {
         "config": {"tls": {"certificate": "/keys/tls.crt", "private_key": "/keys/tls.key"}},
-        "tls": {"existingSecret": ""},
+        "tls": {"existingSecret": "", "probe": {"authority": "/keys/ca.crt"}},
         "extraVolumes": [{"name": "keys", "csi": {"driver": "secrets.example"}}],
         "extraVolumeMounts": [{"name": "keys", "mountPath": "/keys", "readOnly": True}],
     },

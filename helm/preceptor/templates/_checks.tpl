@@ -5,6 +5,7 @@
 {{- include "preceptor.checks.listening" . -}}
 {{- include "preceptor.checks.tls" . -}}
 {{- include "preceptor.checks.auth" . -}}
+{{- include "preceptor.checks.files" . -}}
 {{- include "preceptor.checks.store" . -}}
 {{- include "preceptor.checks.scorers" . -}}
 {{- include "preceptor.checks.ray" . -}}
@@ -47,37 +48,11 @@
 {{- if and $source (not (include "preceptor.hasTls" .)) -}}
 {{- fail "a certificate is given in tls, but config.tls is empty, so the gateway would speak plaintext: set config.tls, or remove tls.existingSecret and tls.certManager.enabled" -}}
 {{- end -}}
-{{- range $key, $path := .Values.config.tls | default dict -}}
-{{- if $path -}}
-{{- include "preceptor.checks.mounted" (dict "root" $ "value" (printf "config.tls.%s" $key) "path" $path) -}}
-{{- end -}}
-{{- end -}}
 {{- if and (include "preceptor.hasClientCa" .) (not $tls.probe.certificateSecret) -}}
 {{- fail "config.tls.client_ca asks every client for a certificate, and the pods' probes have none: set tls.probe.certificateSecret to a Secret with tls.crt and tls.key of that authority" -}}
 {{- end -}}
 {{- if and (ne .Values.service.type "ClusterIP") (not (include "preceptor.hasTls" .)) -}}
 {{- fail (printf "service.type is %s without config.tls: weights and data would leave the cluster in the clear; set config.tls, or service.type ClusterIP" .Values.service.type) -}}
-{{- end -}}
-{{- end -}}
-
-{{/* A file of the configuration has to be mounted by something. Takes root, value, path. */}}
-{{- define "preceptor.checks.mounted" -}}
-{{- $tls := .root.Values.tls -}}
-{{- $sources := dict "/etc/preceptor/tls/" (dict "given" (include "preceptor.tlsSecretName" .root) "remedy" "tls.existingSecret to a Secret with tls.crt and tls.key, or tls.certManager.enabled to true") "/etc/preceptor/client-ca/" (dict "given" $tls.clientCaSecret "remedy" "tls.clientCaSecret to a Secret with ca.crt") "/etc/preceptor/auth/" (dict "given" (or .root.Values.auth.existingSecret .root.Values.auth.grants) "remedy" "auth.existingSecret to a Secret with access.yaml, or auth.grants") -}}
-{{- $isMounted := false -}}
-{{- range .root.Values.extraVolumeMounts -}}
-{{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) $.path -}}{{- $isMounted = true -}}{{- end -}}
-{{- end -}}
-{{- range $prefix, $source := $sources -}}
-{{- if hasPrefix $prefix $.path -}}
-{{- $isMounted = true -}}
-{{- if not $source.given -}}
-{{- fail (printf "%s is %s, and nothing is mounted there: set %s" $.value $.path $source.remedy) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- if not $isMounted -}}
-{{- fail (printf "%s is %s, and nothing is mounted there: name a file below %s, or mount it with extraVolumes and extraVolumeMounts" .value .path (keys $sources | sortAlpha | join ", ")) -}}
 {{- end -}}
 {{- end -}}
 
@@ -88,9 +63,6 @@
 {{- end -}}
 {{- if and (or .Values.auth.existingSecret .Values.auth.grants) (not $auth) -}}
 {{- fail "auth names an access file, but config.auth is empty, so nobody would be asked: set config.auth.access_file, or remove auth.existingSecret and auth.grants" -}}
-{{- end -}}
-{{- with $auth.access_file -}}
-{{- include "preceptor.checks.mounted" (dict "root" $ "value" "config.auth.access_file" "path" .) -}}
 {{- end -}}
 {{- if not (or $auth (include "preceptor.hasClientCa" .) .Values.allowInsecure) -}}
 {{- fail "config.auth is empty and the gateway listens beyond its pod: everybody who reaches it could read, push and delete every run; set config.auth, or allowInsecure to true where nobody else reaches it" -}}
@@ -118,11 +90,7 @@
 {{- fail (printf "config.weights.path is %s: in a pod only an absolute path, the same everywhere, or a URI such as s3://bucket/prefix, can be a store" $path) -}}
 {{- end -}}
 {{- if not .Values.persistence.enabled -}}
-{{- $isMounted := false -}}
-{{- range .Values.extraVolumeMounts -}}
-{{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (printf "%s/" $path) -}}{{- $isMounted = true -}}{{- end -}}
-{{- end -}}
-{{- if not $isMounted -}}
+{{- if not (include "preceptor.isOnExtraVolume" (dict "root" . "path" $path)) -}}
 {{- fail (printf "config.weights.path is %s and persistence.enabled is false: gateways and scorers would each have a store of their own, and lose it; set persistence.enabled to true, config.weights.path to a URI, or mount a shared volume there with extraVolumes and extraVolumeMounts" $path) -}}
 {{- end -}}
 {{- end -}}

@@ -32,6 +32,13 @@
 {{- if and $withGpus (not (gt (dig "num_gpus" 0.0 $scorer | float64) 0.0)) -}}
 {{- fail (printf "scorerGroups.%s has GPUs, but config.scorer.num_gpus is %v, so no scorer would use them: set config.scorer.num_gpus to what each takes, such as 1" (join ", scorerGroups." $withGpus) (dig "num_gpus" 0 $scorer)) -}}
 {{- end -}}
+{{- $isOnGpu := gt (dig "num_gpus" 0.0 $scorer | float64) 0.0 -}}
+{{- if and (eq ($scorer.device | default "auto") "cuda") (not $isOnGpu) -}}
+{{- fail (printf "config.scorer.device is cuda, but config.scorer.num_gpus is %v, so Ray would show scorers no GPU: set it to what each takes, such as 1, and give a group gpus" (dig "num_gpus" 0 $scorer)) -}}
+{{- end -}}
+{{- if and (eq ($scorer.device | default "auto") "cpu") $isOnGpu -}}
+{{- fail (printf "config.scorer.device is cpu, but each scorer takes %v of a GPU, which nobody would use: set config.scorer.device to cuda, or config.scorer.num_gpus to 0" $scorer.num_gpus) -}}
+{{- end -}}
 {{- range $resource, $_ := dig "resources" dict $scorer -}}
 {{- if not (has $resource $offered) -}}
 {{- fail (printf "config.scorer.resources asks for %s, which no group offers: set scorerGroups.<name>.rayResources.%s" $resource $resource) -}}
@@ -44,6 +51,9 @@
 {{- end -}}
 
 {{- define "preceptor.checks.ray" -}}
+{{- if semverCompare "<2.60.0" .Values.ray.version -}}
+{{- fail (printf "ray.version is %s, and Preceptor refuses Ray older than 2.60: build the image with a newer one, and name that" .Values.ray.version) -}}
+{{- end -}}
 {{- if not (dig "gateway" "resources" dict .Values.config) -}}
 {{- fail "config.gateway.resources is empty, so a gateway could start on a scorer's pod, where no Service finds it: set it to {preceptor_gateway: 1}" -}}
 {{- end -}}

@@ -48,6 +48,10 @@
 {{- dig "weights" "path" "preceptor-store" .Values.config -}}
 {{- end -}}
 
+{{- define "preceptor.tablesPath" -}}
+{{- get (.Values.config.reference_losses | default dict) "directory" | default "" -}}
+{{- end -}}
+
 {{/* "true" where the weight store is an object store. */}}
 {{- define "preceptor.isRemote" -}}
 {{- if contains "://" (include "preceptor.weightsPath" .) -}}true{{- end -}}

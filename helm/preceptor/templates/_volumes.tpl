@@ -66,3 +66,21 @@
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* Tables of reference losses: gateways read them, a job of the operator's writes them. */}}
+{{- define "preceptor.tableVolumes" -}}
+{{- with .Values.referenceLosses.existingClaim }}
+- name: tables
+  persistentVolumeClaim:
+    claimName: {{ . }}
+    readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "preceptor.tableMounts" -}}
+{{- if .Values.referenceLosses.existingClaim }}
+- name: tables
+  mountPath: {{ include "preceptor.tablesPath" . }}
+  readOnly: true
+{{- end }}
+{{- end -}}

@@ -52,6 +52,9 @@ template:
           {{- with include "preceptor.credentialMounts" .root | trim }}
           {{- . | nindent 10 }}
           {{- end }}
+          {{- with include "preceptor.tableMounts" .root | trim }}
+          {{- . | nindent 10 }}
+          {{- end }}
           {{- end }}
           {{- with .root.Values.extraVolumeMounts }}
           {{- toYaml . | nindent 10 }}
@@ -63,6 +66,9 @@ template:
       {{- end }}
       {{- if $isGateway }}
       {{- with include "preceptor.credentialVolumes" .root | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
+      {{- with include "preceptor.tableVolumes" .root | trim }}
       {{- . | nindent 6 }}
       {{- end }}
       {{- end }}
