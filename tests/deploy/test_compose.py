@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import yaml
 
 from preceptor import SelectionClient, Tls
 from preceptor.errors import UnauthenticatedError
-from preceptor_service.access.access_file import token_hash
+from preceptor_service.access.access_file import parse_access, token_hash
 from preceptor_service.app import start_service
 from preceptor_service.config import ServiceConfig, load_config, parse_config
 from tests.outside import run
@@ -203,6 +205,104 @@ def test_the_secrets_are_closed_to_others_and_kept_when_the_script_runs_again(se
     assert len((secrets / "grafana/admin-password").read_text().strip()) == 32
     token = (secrets / "trainer/token").read_text().strip()
     assert token_hash(token) in (secrets / "gateway/access.yaml").read_text()
+
+
+@pytest.fixture
+def own_secrets(secrets: Path, tmp_path: Path) -> Path:
+    """A copy of the script and its secrets, to change."""
+    shutil.copytree(secrets.parent, tmp_path / "compose")
+    return tmp_path / "compose" / "secrets"
+
+
+def made_again(secrets: Path, repository: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the script as whoever has the command `preceptor` on the path."""
+    return run(
+        "bash", secrets.parent / "make-secrets.sh",
+        cwd=secrets.parent,
+        PRECEPTOR_COMMAND="preceptor",
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        PYTHONPATH=f"{repository / 'services'}:{repository / 'clients/python'}",
+    )  # fmt: skip
+
+
+def test_a_new_token_ends_the_trainers_and_nobody_elses(own_secrets: Path, repository: Path) -> None:
+    access, file = own_secrets / "gateway/access.yaml", own_secrets / "trainer/token"
+    old, colleague = file.read_text().strip(), token_hash("a colleague's")
+    lines = access.read_text().splitlines()
+    line = f"  {colleague}: {{identity: trainer-2, expires: 2099-01-01T00:00:00Z}}  # until the course ends"
+    lines.insert(lines.index("identities:"), line)
+    access.write_text("\n".join([*lines, "  trainer-2: {roles: {score: ['shared-*']}}"]))
+    file.unlink()
+
+    made = made_again(own_secrets, repository)
+
+    assert made.returncode == 0, made.stderr
+    new = file.read_text().strip()
+    table = parse_access(access.read_bytes(), access)
+    assert {digest: owner.identity for digest, owner in table.owners.items()} == {
+        token_hash(new): "trainer", colleague: "trainer-2"
+    }  # fmt: skip
+    assert table.identities.keys() == {"trainer", "trainer-2"}
+    assert access.read_text() == "\n".join([*lines, "  trainer-2: {roles: {score: ['shared-*']}}", ""]).replace(
+        token_hash(old), token_hash(new)
+    )
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        "",
+        "tokens:  # nobody yet",
+        f"tokens:\n    # four spaces\n    {token_hash('other')}: {{identity: other}}",
+        f"tokens:\n  {token_hash('old')}: {{expires: 2099-01-01T00:00:00Z, identity: 'trainer'}}",
+    ],
+)
+def test_a_trainer_is_added_to_the_access_file_that_is_there(own_secrets: Path, repository: Path, tokens: str) -> None:
+    access = own_secrets / "gateway/access.yaml"
+    access.write_text(f"identities:\n  trainer: {{roles: {{push: ['*']}}}}\n{tokens}\n")
+    (own_secrets / "trainer/token").unlink()
+
+    made = made_again(own_secrets, repository)
+
+    assert made.returncode == 0, made.stderr
+    owners = parse_access(access.read_bytes(), access).owners
+    new = token_hash((own_secrets / "trainer/token").read_text().strip())
+    assert owners[new].identity == "trainer"
+    assert [owner.identity for digest, owner in owners.items() if digest != new] == ["other"] * ("other" in tokens)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        f"tokens:\n  {token_hash('old')}:\n    identity: trainer",
+        f"tokens: {{{token_hash('old')}: {{identity: trainer}}}}",
+    ],
+)
+def test_an_access_file_that_the_script_cannot_read_keeps_what_it_says(
+    own_secrets: Path, repository: Path, tokens: str
+) -> None:
+    access = own_secrets / "gateway/access.yaml"
+    access.write_text(tokens)
+    (own_secrets / "trainer/token").unlink()
+
+    made = made_again(own_secrets, repository)
+
+    assert made.returncode == 1
+    assert "nothing was changed there" in made.stderr
+    assert access.read_text() == tokens
+    assert not (own_secrets / "trainer/token").exists()
+    assert list((own_secrets / "authority").glob("new*")) == []
+
+
+def test_nothing_is_made_before_the_image_has_a_name(folder: Path, tmp_path: Path) -> None:
+    script = shutil.copy(folder / "make-secrets.sh", tmp_path)
+    shutil.copy(folder / ".env.example", tmp_path / ".env")
+
+    made = run("bash", script, cwd=tmp_path)
+
+    assert made.returncode != 0
+    assert "copy .env.example to .env and name the images in it" in made.stderr
+    assert not (tmp_path / "secrets").exists()
 
 
 def test_the_certificate_names_what_the_script_was_told(secrets: Path) -> None:
