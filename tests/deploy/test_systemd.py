@@ -90,6 +90,27 @@ def test_its_user_and_folders_are_made(folder: Path, unit: dict[str, list[str]],
     assert (tmp_path / "etc/preceptor").stat().st_mode & 0o777 == 0o750
 
 
+def test_its_files_land_where_they_are_looked_for(repository: Path, unit: dict[str, list[str]], tmp_path: Path) -> None:
+    commands = re.findall(r"^install .*", (repository / "deploy/README.md").read_text(), re.MULTILINE)
+
+    for command in commands:
+        here = re.sub(r" /etc/", f" {tmp_path}/etc/", command).replace("-g preceptor ", "")
+        installed = run(*shlex.split(here), cwd=repository)
+        assert installed.returncode == 0, installed.stderr
+
+    assert {
+        str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*") if path.is_file()
+    } == {
+        "etc/systemd/system/preceptor.service": 0o644,
+        "etc/sysusers.d/preceptor.conf": 0o644,
+        "etc/tmpfiles.d/preceptor.conf": 0o644,
+        "etc/preceptor/preceptor.yaml": 0o640,
+        "etc/preceptor/preceptor.env": 0o640,
+    }
+    for setting in (unit["ExecStart"][0].split()[-1], unit["EnvironmentFile"][0].removeprefix("-")):
+        assert (tmp_path / setting.lstrip("/")).is_file()
+
+
 def test_its_settings_load_and_keep_the_store_in_its_state(folder: Path, unit: dict[str, list[str]]) -> None:
     config = load_config(folder / "preceptor.yaml")
 
