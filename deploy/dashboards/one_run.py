@@ -231,7 +231,7 @@ def _paying() -> Row:
             graph(
                 "Forward pass of one example",
                 "Floating-point operations, by model.",
-                "short",
+                "si:FLOP",
                 Query(f"max by (model) (preceptor_forward_flops{{{RUN}}})", "{{model}}"),
             ),
             graph(

@@ -411,12 +411,13 @@ def _running() -> Row:
             ),
             number(
                 "Weight store",
-                "1 where every gateway can write to it and read from it.",
+                "Up where every gateway can write to it and read from it.",
                 "short",
                 Query(f"min(preceptor_store_up{{{GATEWAY}}})", "up"),
                 height=8,
                 limits=Limits(yellow=1, red=1, low_is_bad=True),
                 runbooks=["PreceptorWeightStoreDegraded"],
+                words={1: "up", 0: "down"},
             ),
             number(
                 "Insecure gateways",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +16,14 @@ from grafana_foundation_sdk.models.common import (
     StackingMode,
     TooltipDisplayMode,
 )
-from grafana_foundation_sdk.models.dashboard import DataSourceRef, DynamicConfigValue, Threshold, ThresholdsMode
+from grafana_foundation_sdk.models.dashboard import (
+    DataSourceRef,
+    DynamicConfigValue,
+    Threshold,
+    ThresholdsMode,
+    ValueMap,
+    ValueMappingResult,
+)
 
 PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
@@ -124,8 +131,9 @@ def number(
     height: int = 4,
     limits: Limits | None = None,
     runbooks: Sequence[str] = (),
+    words: Mapping[int, str] | None = None,
 ) -> stat.Panel:
-    """Returns a panel of the last value in large digits, with its course behind."""
+    """Returns a panel of the last value in large digits, with its course behind; `words` stand for values."""
     panel = (
         stat.Panel()
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
@@ -133,6 +141,8 @@ def number(
         .color_mode(BigValueColorMode.VALUE)
         .height(height)
     )
+    if words is not None:
+        panel = panel.mappings([ValueMap({str(value): ValueMappingResult(text=word) for value, word in words.items()})])
     return _finished(panel, title, description, unit, queries, width, limits, runbooks)
 
 

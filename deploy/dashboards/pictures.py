@@ -32,7 +32,9 @@ _GROUND, _PANEL, _EDGE, _INK, _FAINT = "#f4f5f7", "#ffffff", "#dfe1e6", "#24292e
 _COLOURS = {"green": "#3a8f4d", "yellow": "#d9a514", "red": "#d0343a"}
 _LINES = ("#2f6fb5", "#e07b28", "#3a8f4d", "#8a5fb0", "#c2433f", "#4fa7a5", "#a0672d", "#767a80")
 _LONGEST_LEGEND, _LEGEND_ROWS = 34, 3
-_TICK_S = 15
+_TICK_S, _TICK_STEPS = 15, (1, 2, 2.5, 5, 10)
+_HEADROOM = 1.05
+_SI_PREFIXES = ("", "k", "M", "G", "T")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def _draw_number(figure: Figure, frame: Axes, panel: Mapping[str, Any], drawn: S
     _title(frame, panel, wraps_at=int(panel["gridPos"]["w"] * 7.5))
     finite = [value for one in drawn for value in one.line.values if math.isfinite(value)]
     last = finite[-1] if finite else math.nan
-    text = _in_unit(panel["fieldConfig"]["defaults"]["unit"])(last) if finite else "no data"
+    defaults = panel["fieldConfig"]["defaults"]
+    text = _words(defaults).get(last) or _in_unit(defaults["unit"])(last) if finite else "no data"
     colour = _COLOURS[_step_of(panel, last)] if finite else _FAINT
     frame.text(
         0.5, 0.45, text, transform=frame.transAxes, ha="center", va="center", size=22, weight="bold", color=colour
@@ -177,9 +180,9 @@ def _stack(axes: Axes, drawn: Sequence[_Drawn]) -> None:
 
 def _axes_in(axes: Axes, defaults: Mapping[str, Any], start: float, end: float) -> None:
     """Scales and labels the axes in the panel's unit, and draws its limits."""
-    high = defaults.get("max") or max(axes.get_ylim()[1], 0.0)
+    high = defaults.get("max") or max(axes.get_ylim()[1], _HEADROOM * axes.dataLim.y1, 0.0)
     limits = [step["value"] for step in defaults["thresholds"]["steps"] if step["value"] is not None]
-    if not axes.dataLim.ymax > 0:  # nothing but zeros
+    if not axes.dataLim.y1 > 0:  # nothing, or nothing but zeros
         high = defaults.get("max") or 1.5 * max(limits, default=1.0)
     if "min" in defaults:
         axes.set_ylim(defaults["min"], high)
@@ -189,7 +192,7 @@ def _axes_in(axes: Axes, defaults: Mapping[str, Any], start: float, end: float) 
                 axes.axhline(step["value"], color=_COLOURS[step["color"]], linewidth=1, linestyle=(0, (4, 3)))
     unit, scale = defaults["unit"], _tick_scale(defaults["unit"], high)
     low, high = axes.get_ylim()
-    ticks = MaxNLocator(4).tick_values(low / scale, high / scale)
+    ticks = MaxNLocator(4, steps=_TICK_STEPS).tick_values(low / scale, high / scale)
     axes.set_yticks([tick * scale for tick in ticks if low <= tick * scale <= high])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _in_unit(unit)(value)))
     axes.set_xlim(start, end)
@@ -230,6 +233,16 @@ def _step_of(panel: Mapping[str, Any], value: float) -> str:
     return colour
 
 
+def _words(defaults: Mapping[str, Any]) -> dict[float, str]:
+    """The values of a panel that are shown as words."""
+    return {
+        float(value): shown["text"]
+        for mapping in defaults.get("mappings", [])
+        if mapping["type"] == "value"
+        for value, shown in mapping["options"].items()
+    }
+
+
 def _in_unit(unit: str) -> Callable[[float], str]:
     """Returns how Grafana writes a value in a unit."""
     if unit == "s":
@@ -241,10 +254,11 @@ def _in_unit(unit: str) -> Callable[[float], str]:
         return lambda value: f"{100 * value:.3g} %"
     if unit == "percent":
         return lambda value: f"{value:.3g} %"
-    if unit == "flops":
-        return lambda value: _scaled(value, 1000, ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s"))
+    counted = "FLOP/s" if unit == "flops" else unit.removeprefix("si:") if unit.startswith("si:") else ""
+    if counted:
+        return lambda value: _scaled(value, 1000, [prefix + counted for prefix in _SI_PREFIXES])
     suffix = unit.removeprefix("suffix:") if unit.startswith("suffix:") else ""
-    return lambda value: _scaled(value, 1000, ("", "k", "M", "G", "T")).replace(" ", "") + suffix
+    return lambda value: _scaled(value, 1000, _SI_PREFIXES).replace(" ", "") + suffix
 
 
 def _duration(seconds: float) -> str:

@@ -188,8 +188,9 @@ def _serve() -> Row:
                 runbooks=["PreceptorQueueSaturated"],
             ),
             graph(
-                "Use of each scorer",
-                "Share of its scorer.max_ongoing places that were busy, over ten minutes, by Serve's reckoning.",
+                "Places of each scorer in use, 10 min",
+                "Share of its scorer.max_ongoing places that held a micro-batch, over ten minutes, by Serve's "
+                "reckoning. Computing may be little of it: see what busy scorers do.",
                 "percent",
                 Query(
                     f'max by (replica) (ray_serve_replica_utilization_percent{{{_SERVE}, deployment="Scorer"}})',

@@ -97,6 +97,23 @@ def test_a_panel_says_what_it_shows_in_which_unit(panel: dict[str, Any]) -> None
     assert all(target["legendFormat"] for target in panel["targets"])
 
 
+def test_floating_point_operations_are_called_so() -> None:
+    units = {panel["fieldConfig"]["defaults"]["unit"] for panel in _asking("_flops")}
+    assert units == {"flops", "si:FLOP"}
+
+
+def test_the_weight_store_is_up_or_down() -> None:
+    (panel,) = _asking("preceptor_store_up")
+    (words,) = panel["fieldConfig"]["defaults"]["mappings"]
+    assert {value: shown["text"] for value, shown in words["options"].items()} == {"1": "up", "0": "down"}
+
+
+def _asking(text: str) -> list[dict[str, Any]]:
+    """Returns the panels that have `text` in a query."""
+    found = [panel for name in NAMES for panel in panels(name)]
+    return [panel for panel in found if any(text in target["expr"] for target in panel["targets"])]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_panels_fill_rows_without_overlap(name: str) -> None:
     taken: set[tuple[int, int]] = set()
