@@ -32,6 +32,8 @@ class Recorder:
         """Records a new stream; begins the series of a run whose first event must be seen as an increase."""
         metrics, run_id = self._metrics, run.run_id
         self._streams[run_id] += 1
+        if run.deleted.is_set():
+            return
         for code in SERVICE_CODES:
             metrics.failures.labels(run_id, code)
         for reason in get_args(FallbackReason):
@@ -56,6 +58,8 @@ class Recorder:
 
     def arrived(self, run: ActiveRun, step: int) -> None:
         """Shows how old the learner copy is for a super-batch that now waits to be answered."""
+        if run.deleted.is_set():
+            return
         metrics, run_id = self._metrics, run.run_id
         if run.spec.max_staleness_steps is not None:
             metrics.max_staleness.labels(run_id).set(run.spec.max_staleness_steps)
@@ -70,6 +74,8 @@ class Recorder:
         answer: selection_pb2.Selection,
     ) -> None:
         """Records one answered super-batch; not for an answer that is given again."""
+        if run.deleted.is_set():
+            return
         run.counters.count(header.step, header.row_count, header.sub_batch_size, selected.is_fallback)
         metrics, run_id, stages = self._metrics, run.run_id, selected.stages
         run.counters.reference_losses_found += stages.reference_losses_found
@@ -112,11 +118,13 @@ class Recorder:
 
     def waits_for_credit(self, run: ActiveRun) -> None:
         """Records that a stream has no credit for another super-batch."""
-        self._metrics.credit_waits.labels(run.run_id).inc()
+        if not run.deleted.is_set():
+            self._metrics.credit_waits.labels(run.run_id).inc()
 
     def waited_for_credit(self, run: ActiveRun, waited_s: float) -> None:
         """Records how long it had none."""
-        self._metrics.credit_wait_seconds.labels(run.run_id).inc(waited_s)
+        if not run.deleted.is_set():
+            self._metrics.credit_wait_seconds.labels(run.run_id).inc(waited_s)
 
     def _scores(self, run_id: str, selected: Selected) -> None:
         finite = np.isfinite(selected.scores)
