@@ -111,10 +111,14 @@ def test_its_files_land_where_they_are_looked_for(repository: Path, unit: dict[s
         assert (tmp_path / setting.lstrip("/")).is_file()
 
 
-def test_its_settings_load_and_keep_the_store_in_its_state(folder: Path, unit: dict[str, list[str]]) -> None:
+def test_its_settings_load_and_keep_store_and_audit_log_in_its_folders(
+    folder: Path, unit: dict[str, list[str]]
+) -> None:
     config = load_config(folder / "preceptor.yaml")
 
     assert str(Path(config.weights.path).parent) == f"/var/lib/{unit['StateDirectory'][0]}"
+    assert config.audit.file is not None
+    assert str(config.audit.file.parent) == f"/var/log/{unit['LogsDirectory'][0]}"
     assert not config.is_insecure
 
 
@@ -133,8 +137,12 @@ def test_its_command_tells_when_it_is_ready_and_ends_well(
 ) -> None:
     state = tmp_path / "state/preceptor"
     state.mkdir(parents=True)
+    logs = tmp_path / "logs"
+    logs.mkdir()
     text = (folder / "preceptor.yaml").read_text()
-    (tmp_path / "preceptor.yaml").write_text(text.replace("/var/lib/preceptor", str(state)))
+    (tmp_path / "preceptor.yaml").write_text(
+        text.replace("/var/lib/preceptor", str(state)).replace("/var/log/preceptor", str(logs))
+    )
     program, *arguments = shlex.split(unit["ExecStart"][0].replace("/etc/preceptor", str(tmp_path)))
     assert program == "/opt/preceptor/bin/preceptor"
     variables = dict(word.split("=", 1) for word in shlex.split(" ".join(unit["Environment"])))
@@ -161,4 +169,5 @@ def test_its_command_tells_when_it_is_ready_and_ends_well(
             assert manager.recv(100) == b"STOPPING=1"
     assert (state / "store").is_dir()
     assert (state / "store").stat().st_mode & 0o777 == 0o700
+    assert (logs / "audit.jsonl").stat().st_mode & 0o777 == 0o600
     assert unit["Type"] == ["notify"]
