@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.helm.binaries import HELMS, binary
-from tests.helm.rendering import CHART, NAMESPACE, VALUES
+from tests.helm.rendering import CHART
 
 ROOT = CHART.parents[1]
 
@@ -79,46 +79,9 @@ def test_the_chart_says_what_artifact_hub_asks() -> None:
     changes = yaml.safe_load(chart["annotations"]["artifacthub.io/changes"])
 
     assert chart["annotations"]["artifacthub.io/license"] == "Apache-2.0"
-    assert [image["image"] for image in images] == [f"preceptor/service:{chart['appVersion']}"]
+    assert [image["image"] for image in images] == [f"preceptor:{chart['appVersion']}"]
     assert {change["kind"] for change in changes} <= {"added", "changed", "deprecated", "removed", "fixed", "security"}
     assert chart["appVersion"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-
-
-def notes_of(*arguments: str) -> str:
-    """Returns what helm prints after an installation with these arguments; helm 4 needs no cluster for it."""
-    command: list[str | Path] = [
-        binary(HELMS[1]),
-        "install",
-        "demo",
-        CHART,
-        "--dry-run=client",
-        "--namespace",
-        NAMESPACE,
-        *arguments,
-    ]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return told.stdout.partition("\nNOTES:\n")[2]
-
-
-@pytest.mark.parametrize("values", VALUES)
-def test_notes_tell_the_next_three_commands(values: str) -> None:
-    notes = notes_of("--values", str(CHART / "ci" / f"{values}-values.yaml"))
-
-    assert re.findall(r"^  (\d)\. ", notes, re.MULTILINE) == ["1", "2", "3"]
-    assert f"kubectl --namespace {NAMESPACE} wait --for=condition=Ready" in notes
-    assert "preceptor health --target" in notes
-    assert "SelectionClient(" in notes
-    assert "INSECURE" not in notes
-    assert "WARNING" not in notes
-
-
-def test_notes_warn_of_a_policy_that_goes_by_a_label_alone() -> None:
-    everywhere = '[{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "operator"}}}]'
-    minimal = ("--values", str(CHART / "ci" / "minimal-values.yaml"))
-
-    notes = notes_of(*minimal, "--set-json", f"networkPolicy.operator={everywhere}")
-
-    assert "WARNING: networkPolicy.operator has an empty namespaceSelector" in notes
 
 
 def test_what_the_readmes_install_is_not_refused() -> None:

@@ -323,10 +323,10 @@ def test_extra_objects_are_templates() -> None:
 def test_an_image_comes_from_the_mirror_by_its_digest() -> None:
     rendering = render("air-gapped")
     for name in rendering.templates:
-        assert rendering.container(name)["image"].startswith("registry.internal:5000/mirror/preceptor/service@sha256:")
+        assert rendering.container(name)["image"].startswith("registry.internal:5000/mirror/preceptor@sha256:")
         assert rendering.templates[name]["spec"]["imagePullSecrets"] == [{"name": "registry-credentials"}]
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    assert render("minimal").container("head")["image"] == f"preceptor/service:{chart['appVersion']}"
+    assert render("minimal").container("head")["image"] == f"preceptor:{chart['appVersion']}"
 
 
 def test_state_in_redis_is_reached_by_secrets() -> None:

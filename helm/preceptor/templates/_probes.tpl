@@ -1,5 +1,10 @@
 {{/* Probes. Every worker has its own readiness probe: KubeRay's would ask Serve's HTTP proxy, which does not run. */}}
 
+{{/* The name that the certificate bears. */}}
+{{- define "preceptor.serverName" -}}
+{{- tpl .Values.tls.probe.serverName . | default (printf "%s.%s.svc" (include "preceptor.fullname" .) .Release.Namespace) -}}
+{{- end -}}
+
 {{/*
 Asks grpc.health.v1 as a trainer would, with TLS: Kubernetes' own gRPC probe speaks none. The address is the pod's own;
 the name is what the certificate says.
@@ -18,7 +23,7 @@ exec:
     - {{ . }}
     {{- end }}
     - --tls-name
-    - {{ tpl .Values.tls.probe.serverName . | default (printf "%s.%s.svc" (include "preceptor.fullname" .) .Release.Namespace) }}
+    - {{ include "preceptor.serverName" . }}
     {{- if .Values.tls.probe.certificateSecret }}
     - --tls-certificate
     - /etc/preceptor/probe/tls.crt
