@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from preceptor_service.config import ConfigError, is_loopback
+from preceptor_service.process_log import LOG_TO, LogRelay
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class RayCluster:
     """A connection to Ray, with Serve running on it; `stop` ends what this object started, and nothing else.
 
     Joins the Ray that this process already uses, or that `RAY_ADDRESS` names; else starts one on this
-    machine, whose ports want a token that dies with it.
+    machine, whose ports want a token that dies with it, and whose replicas log to the standard error of this process.
 
     Args:
         serves: whether Serve is started too; jobs do without.
@@ -46,7 +47,10 @@ class RayCluster:
             raise ConfigError(f"Ray is {ray.__version__}; before 2.60 it opens unauthenticated ports, so upgrade it")
         _warn_without_token()
         self._owns_connection = not ray.is_initialized()
+        self._relay: LogRelay | None = None
         if self._owns_connection:
+            if address == "local" and serves and LOG_TO not in os.environ:
+                self._relay = LogRelay()
             try:
                 connection = ray.init(
                     address=address,
@@ -81,6 +85,9 @@ class RayCluster:
         for process in stubborn:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        if self._relay is not None:
+            self._relay.stop()
+            self._relay = None
 
 
 def _require_answer(address: str) -> None:

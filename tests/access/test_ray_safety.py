@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from preceptor_service.config import ConfigError
+from preceptor_service.process_log import LOG_TO
 from preceptor_service.ray_cluster import RayCluster
 
 
@@ -71,4 +72,5 @@ def test_a_dashboard_beyond_loopback_is_warned_of(
 def test_a_ray_of_its_own_has_no_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv(LOG_TO, "")  # no relay: this Ray is never stopped
     assert join(monkeypatch).settings["include_dashboard"] is False

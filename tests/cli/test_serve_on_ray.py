@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from preceptor import SelectionClient
+from preceptor_service.access.access_file import new_token, token_hash
 from tests.cli.conftest import Serving
 from tests.ray.candidates import COUNT, expected, ready_run, spec, state, super_batch
 from tests.stores import ObjectPlace
@@ -18,18 +21,32 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_it_selects_and_leaves_no_process(
+def test_it_selects_says_what_its_replicas_log_and_leaves_no_process(
     serve: Callable[..., Serving], tmp_path: Path, number: signal.Signals
 ) -> None:
-    serving = serve(tmp_path / "store", "--pool", "ray", "--scorers", "2")
+    access, config, token = tmp_path / "access.yaml", tmp_path / "settings.yaml", new_token()
+    identity = {"team-a": {"roles": {"create": ["*"]}}}
+    access.write_text(yaml.safe_dump({"tokens": {token_hash(token): {"identity": "team-a"}}, "identities": identity}))
+    config.write_text(yaml.safe_dump({"auth": {"access_file": str(access)}}))
+    serving = serve(tmp_path / "store", "--pool", "ray", "--scorers", "2", "--config", str(config))
     settings = spec("on-ray")
-    with SelectionClient(f"127.0.0.1:{serving.port()}", timeout_s=60) as client:
+    with SelectionClient(f"127.0.0.1:{serving.port()}", token=token, timeout_s=60) as client:
         run = ready_run(client, settings)
+        # Of the gateway's own process: every line once, though they differ in little.
+        serving.wait_for(r'"method": "PushWeights", "run": "on-ray", "code": "OK"(.|\n)*"method": "PushWeights"')
+        access.write_text("tokens: nonsense")
+        serving.wait_for(r"ERROR preceptor_service\.access\.watched\[\d+\]: the changed access file cannot be used")
         assert run.select(super_batch(1), COUNT, step=1).indices.tolist() == expected(settings, 1)
         started = psutil.Process(serving.process.pid).children(recursive=True)
         assert serving.end(number) == 0
     assert serving.out.endswith("stopped\n")
     assert "Traceback" not in serving.out
+    audited = [json.loads(line) for line in serving.out.splitlines() if line.startswith("{")]
+    assert [(line["method"], line["identity"]) for line in audited] == [
+        ("CreateRun", "team-a"),
+        ("PushWeights", "team-a"),
+        ("PushWeights", "team-a"),
+    ]
     assert len(started) > 5
     assert [process for process in started if process.is_running()] == []
 

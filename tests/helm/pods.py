@@ -1,8 +1,8 @@
 """The pods of a rendering as processes of this machine, started as KubeRay starts them.
 
 What KubeRay adds to the templates is added here: `ray start` with their parameters, the address of the head, Ray's
-token. Mounts become folders, so paths below them are rewritten, and every port of Ray is a free one, because all pods
-share this machine.
+token. Mounts become folders, so paths below them are rewritten, and so is process 1, because a pod's first process is
+any here; every port of Ray is a free one, because all pods share this machine.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from contextlib import closing, suppress
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ class Pods:
         self._token = secrets.token_hex(32)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._groups: list[str] = []
+        self._keepers: list[threading.Thread] = []
         self._gcs, self.dashboard = _any_port(), _any_port()
         mounts = [
             mount["mountPath"] for group in rendering.templates for mount in rendering.container(group)["volumeMounts"]
@@ -107,20 +110,33 @@ class Pods:
         }
         # Through bash and without more quotes, as KubeRay does: quotes belong to the parameters.
         words = [*flags, "--block", *(f"--{name}={value}" for name, value in {**parameters, **ours}.items())]
-        with (self._folder / f"{group}-{len(self._processes)}.log").open("wb") as log:
-            process = subprocess.Popen(
-                ["/bin/bash", "-c", f"exec ray start {' '.join(words)}"],
-                env=self.environment(group),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        environment = self.environment(group)
+        own = " ".join(f"{name}={value.replace('/1/', '/$$/', 1)}" for name, value in _of_process_1(environment))
+        process = subprocess.Popen(
+            ["/bin/bash", "-c", f"{own} exec ray start {' '.join(words)}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        # A pipe, as between a container and what keeps its log; a file would let the writers overwrite each other.
+        log = self._log(len(self._processes), group).open("wb", buffering=0)
+        keeper = threading.Thread(target=_keep, args=(process.stdout, log))
+        keeper.start()
+        self._keepers.append(keeper)
         self._processes.append(process)
         self._groups.append(group)
 
+    def _log(self, number: int, group: str) -> Path:
+        return self._folder / f"{group}-{number}.log"
+
+    def logs(self, group: str) -> str:
+        """Returns what `kubectl logs` shows of the pods of a group."""
+        return "".join(self._log(number, name).read_text() for number, name in enumerate(self._groups) if name == group)
+
     def _has_started(self) -> bool:
         number = len(self._processes) - 1
-        log = (self._folder / f"{self._groups[number]}-{number}.log").read_text()
+        log = self._log(number, self._groups[number]).read_text()
         assert self._processes[number].poll() is None, log
         return "Ray runtime started" in log
 
@@ -132,7 +148,7 @@ class Pods:
         pod.wait(_START_TIMEOUT_S)
 
     def _has_head(self) -> bool:
-        assert self._processes[0].poll() is None, (self._folder / "head-0.log").read_text()
+        assert self._processes[0].poll() is None, self.logs("head")
         return not self.exec("head", ["ray", "health-check", "--address", f"127.0.0.1:{self._gcs}"]).returncode
 
     def _has_dashboard(self) -> bool:
@@ -165,6 +181,19 @@ class Pods:
                 stubborn.kill()
         for process in self._processes:
             process.wait(_END_TIMEOUT_S)
+        for keeper in self._keepers:
+            keeper.join(_END_TIMEOUT_S)
+
+
+def _keep(said: BufferedReader, log: RawIOBase) -> None:
+    with said, log:
+        while part := said.read1():
+            log.write(part)
+
+
+def _of_process_1(environment: dict[str, str]) -> list[tuple[str, str]]:
+    """Returns the variables that name a file of a pod's first process."""
+    return [(name, value) for name, value in environment.items() if value.startswith("/proc/1/")]
 
 
 def _any_port() -> int:

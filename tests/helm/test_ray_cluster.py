@@ -122,6 +122,16 @@ def test_only_the_autoscaler_gets_a_token_of_kubernetes(values: str) -> None:
         assert account["automountServiceAccountToken"] is False
 
 
+def test_replicas_log_where_kubectl_looks(values: str) -> None:
+    rendering = render(values)
+    for name in rendering.templates:
+        environment = {item["name"]: item.get("value") for item in rendering.container(name)["env"]}
+        assert environment["PRECEPTOR_LOG_TO"] == "/proc/1/fd/2"
+        # Process 1 is the container's own, and of the same user, so that this file may be opened.
+        assert not {"hostPID", "shareProcessNamespace"} & rendering.templates[name]["spec"].keys()
+        assert "runAsUser" not in rendering.container(name)["securityContext"]
+
+
 def test_what_is_written_has_a_volume(values: str) -> None:
     rendering = render(values)
     for name in rendering.templates:

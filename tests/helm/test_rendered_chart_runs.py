@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -152,6 +153,21 @@ def test_a_trainer_selects_with_the_rendered_tls_and_token(site: Site) -> None:
         for step in range(1, 6):
             assert run.select(super_batch(step), COUNT, step=step).indices.tolist() == expected(settings, step)
     assert any(site.pods.path(site.rendering.config["weights"]["path"]).rglob("*"))
+
+
+def test_the_log_of_the_pods_says_who_created_what_and_what_a_gateway_refuses(site: Site) -> None:
+    with site.client(token=site.token) as client:
+        client.create_run(spec("team-a-audited"))
+    told = r'"identity": "team-a", .*"method": "CreateRun", "run": "team-a-audited", "code": "OK"'
+    wait_until(lambda: re.search(told, site.pods.logs("gateway")) is not None, "the creation is in a log", 10)
+    assert len(re.findall(told, site.pods.logs("gateway"))) == 1
+
+    access_file = site.pods.path(site.rendering.config["auth"]["access_file"])
+    usable = access_file.read_bytes()
+    access_file.write_bytes(b"tokens: nonsense")
+    complaint = r"ERROR preceptor_service\.access\.watched\[\d+\]: the changed access file cannot be used"
+    wait_until(lambda: re.search(complaint, site.pods.logs("gateway")) is not None, "the complaint is in a log", 10)
+    access_file.write_bytes(usable)
 
 
 def test_strangers_are_refused(site: Site) -> None:

@@ -76,8 +76,9 @@ topologySpreadConstraints:
 
 {{/*
 Environment. KubeRay adds its own, with Ray's token. On SIGTERM Ray drains its node for so many seconds: Serve starts
-replicas elsewhere where there is room, and stops those here in time for their own drain to end. Takes root, group, and
-the grace period of a worker.
+replicas elsewhere where there is room, and stops those here in time for their own drain to end. Replicas log to the
+standard error of the container's first process, which `kubectl logs` shows. Takes root, group, and the grace period of
+a worker.
 */}}
 {{- define "preceptor.env" -}}
 env:
@@ -89,6 +90,8 @@ env:
     value: /var/tmp
   - name: RAY_USAGE_STATS_ENABLED
     value: "0"
+  - name: PRECEPTOR_LOG_TO
+    value: /proc/1/fd/2
   - name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
     value: {{ ternary (sub (.grace | default 0 | int) 10) 0 (hasKey . "grace") | quote }}
   {{- with concat .root.Values.extraEnv (.group.extraEnv | default list) }}

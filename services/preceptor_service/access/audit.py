@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from preceptor_service.config import ConfigError
+from preceptor_service.process_log import log_handler
 
 logger = logging.getLogger("preceptor.audit")
 
@@ -21,7 +22,8 @@ class AuditLog:
 
     Args:
         file: appended to; readable by its owner alone where it is made.
-        to_standard_error: whether lines go there where neither a file nor a handler of logging takes them.
+        to_standard_error: whether lines go there, or to what stands for it in a replica, where neither a file nor a
+            handler of logging takes them.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -37,7 +39,7 @@ class AuditLog:
             except OSError as error:
                 raise ConfigError(f"audit.file: cannot write {file}: {error.strerror}") from error
         elif to_standard_error and not logger.hasHandlers():
-            logger.addHandler(logging.StreamHandler())
+            logger.addHandler(log_handler())
 
     def write(
         self, method: str, *, run: str | None, identity: str | None, peer: str, code: str, digest: str | None = None

@@ -15,6 +15,7 @@ from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import ServiceConfig, parse_config
 from preceptor_service.gateway.gateway import Gateway, Ports
 from preceptor_service.models import ArchitectureRegistry
+from preceptor_service.process_log import start_logging
 from preceptor_service.scoring.ray_pool import RayPool
 from preceptor_service.tracing import start_tracing
 from preceptor_service.weight_store import WeightStore
@@ -34,6 +35,7 @@ class GatewayReplica:
     _gateway: Gateway | None = None
 
     async def __init__(self, settings: dict[str, Any], scorers: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+        start_logging()
         config = parse_config(settings)
         in_flight = ByteBudget(config.gateway.in_flight_bytes)
         gateway = Gateway(

@@ -10,6 +10,7 @@ from ray import serve
 from preceptor_service.config import ServiceConfig, parse_config
 from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.models import ArchitectureRegistry
+from preceptor_service.process_log import start_logging
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.in_process import InProcessPool
@@ -30,6 +31,7 @@ class Scorer:
     _tracing: Tracing | None = None
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        start_logging()
         config = parse_config(settings)
         weight_store = WeightStore.open(config.weights)
         engine = ScoringEngine(
