@@ -153,7 +153,8 @@ def _store_location(value: str | Path) -> str | Path:
         masked = re.sub(r"//[^/]*@", "//…@", value)
         raise PydanticCustomError(
             _MASKED,
-            "is {masked}; give a directory, or s3://bucket/prefix without credentials, which come from the environment",
+            "is {masked}; give a directory, or s3://bucket/prefix: the bucket with 3 to 63 of a-z, 0-9, - and ., "
+            "and without credentials, which come from the environment",
             {"masked": masked},
         )
     return value.rstrip("/")
@@ -373,7 +374,11 @@ def load_config(path: Path | None, overrides: dict[str, Any] | None = None) -> S
     if path is not None:
         try:
             settings = yaml.safe_load(path.read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        except yaml.MarkedYAMLError as error:
+            raise ConfigError(f"cannot read {_place(path, error)}: {error.problem}") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds a {type(settings).__name__}; it must be a mapping of settings")
@@ -396,9 +401,19 @@ def parse_config(settings: dict[str, Any]) -> ServiceConfig:
         raise ConfigError("the configuration cannot be used:\n" + "\n".join(lines)) from error
 
 
+def _place(path: Path, error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark
+    return str(path) if mark is None else f"{path}:{mark.line + 1}:{mark.column + 1}"
+
+
 def _complaint(kind: str, message: str, value: object) -> str:
-    if kind == "extra_forbidden":
-        return "no such setting"
+    match kind:
+        case "extra_forbidden":
+            return "no such setting"
+        case "missing":
+            return "is missing; give it, or leave the section out"
+        case "value_error":
+            return message.removeprefix("Value error, ")
     if kind == _MASKED:
         return message
     return f"{message} (is {value!r})" if not isinstance(value, dict) else message
