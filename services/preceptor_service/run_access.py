@@ -70,7 +70,8 @@ class RunAccess:
         owned = sum(self._owner(other)[1] == caller.identity for other in self._run_store.list())
         if owned >= self._max_runs:
             raise OverloadedError(
-                f"{caller.identity} has {owned} runs, the limit of one identity is {self._max_runs}; delete some first",
+                f"{caller.identity} has {owned} runs, as many as limits.max_runs_per_identity allows; "
+                "delete some first",
                 limit="limits.max_runs_per_identity",
             )
 

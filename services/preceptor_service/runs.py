@@ -50,6 +50,7 @@ class RunCounters:
     """What this gateway answered for a run since it started."""
 
     last_step: int | None = None
+    last_answer_time_s: float | None = None
     super_batches: int = 0
     candidates: int = 0
     selected: int = 0
@@ -66,6 +67,7 @@ class RunCounters:
 
     def count(self, step: int, candidates: int, selected: int, is_fallback: bool) -> None:
         """Counts one answered super-batch."""
+        self.last_answer_time_s = time.time()
         self.last_step = step if self.last_step is None else max(step, self.last_step)
         self.super_batches += 1
         self.candidates += candidates
@@ -406,7 +408,8 @@ class RunRegistry:
         run_id, limit = record.spec.run_id, self._config.limits.max_runs
         if not self._run_store.exists(run_id) and len(self._run_store.list()) >= limit:
             raise OverloadedError(
-                f"the service holds {limit} runs, its limit; delete some first", limit="limits.max_runs"
+                f"the service holds {limit} runs, as many as limits.max_runs allows; delete some first",
+                limit="limits.max_runs",
             )
         digest = record.spec.reference_digest
         if digest is not None:

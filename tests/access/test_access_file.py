@@ -78,6 +78,11 @@ def test_a_file_that_cannot_be_used_is_refused_and_not_quoted(content: str | byt
     assert raised.value.__cause__ is None
 
 
+def test_a_file_that_is_no_mapping_is_told_what_it_must_be() -> None:
+    with pytest.raises(ConfigError, match=r"access\.yaml holds a list; it must be a mapping of tokens, identities"):
+        parse_access(b"- a", PATH)
+
+
 def test_an_empty_file_allows_nothing() -> None:
     table = parse_access(b"", PATH)
     assert table.owner("") is None

@@ -222,7 +222,7 @@ def test_one_caller_cannot_take_all_streams(guarded: Guarded, opened: grpc.Chann
 def test_one_caller_cannot_take_all_runs_however_many_it_asks_for_at_once(guarded: Guarded, run_id: str) -> None:
     with SelectionClient(guarded.target, token=guarded.token("owner")) as client:
         assert client.create_run(digits.spec("team-b")).run_id == "team-b"
-        with pytest.raises(OverloadedError, match="owner has 2 runs, the limit of one identity is 2"):
+        with pytest.raises(OverloadedError, match=r"owner has 2 runs, as many as limits\.max_runs_per_identity allows"):
             client.create_run(digits.spec("team-c"))
         assert client.create_run(digits.spec("team-b")).run_id == "team-b"
         client.delete_run("team-b")

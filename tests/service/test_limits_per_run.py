@@ -24,7 +24,10 @@ def test_a_run_at_its_limit_of_streams_is_refused_and_other_runs_are_not(tmp_pat
             assert second.receive().HasField("opened")
             status = raw.call("Select", select_open("greedy")).status()
             assert (status.code, status.reason) == ("RESOURCE_EXHAUSTED", OverloadedError.reason)
-            assert "run 'greedy' has 2 Select streams open, the limit; try again later" in status.details
+            assert (
+                "run 'greedy' has 2 Select streams open, as many as gateway.max_streams_per_run allows; try again later"
+                in status.details
+            )
             assert raw.call("Select", select_open("modest")).receive().HasField("opened")
             first.half_close()
             assert first.status().code == "OK"

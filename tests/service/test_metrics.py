@@ -183,7 +183,7 @@ def test_calls_beyond_a_limit_are_counted_by_the_setting_that_names_it(
     name = "preceptor_throttled_calls_total"
     with SelectionClient(target_of(service)) as client:
         client.create_run(digits.spec(run_id))
-        with pytest.raises(OverloadedError):
+        with pytest.raises(OverloadedError, match=r"holds 1 runs, as many as limits\.max_runs allows; delete"):
             client.create_run(digits.spec(f"{run_id}-too"))
     assert metrics_of(service).value(name, limit="limits.max_runs") == 1
 

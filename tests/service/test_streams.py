@@ -85,7 +85,10 @@ def test_streams_beyond_the_limit_are_refused_until_one_ends(raw: RawChannel, me
         call.receive()
     status = raw.call("Select", select_open(run.run_id)).status()
     assert (status.code, status.reason) == ("RESOURCE_EXHAUSTED", OverloadedError.reason)
-    assert f"{MAX_STREAMS} Select streams are open, the limit; try again later" in status.details
+    assert (
+        f"{MAX_STREAMS} Select streams are open, as many as gateway.max_streams allows; try again later"
+        in status.details
+    )
     calls.pop().cancel()
     wait_until(lambda: metrics.value("preceptor_select_streams") < MAX_STREAMS, "one ended")
     calls.append(raw.call("Select", select_open(run.run_id)))

@@ -152,6 +152,9 @@ class RunStatus:
         cost: whether selection pays; None before the first answer, for a score rule that costs nothing, and where
             the operations cannot be counted.
         reference_fold_1_digest: digest of the reference of fold 1, or None.
+        owner: identity of who created it; None where the service knew no callers.
+        learner_commit_time_s: when `learner_version` was committed, in seconds since the epoch, or None.
+        last_answer_time_s: when a super-batch was last answered, in seconds since the epoch, or None.
     """
 
     spec: RunSpec
@@ -168,6 +171,16 @@ class RunStatus:
     failures: int
     cost: RunCost | None
     reference_fold_1_digest: str | None = None
+    owner: str | None = None
+    learner_commit_time_s: float | None = None
+    last_answer_time_s: float | None = None
+
+    @property
+    def staleness_steps(self) -> int | None:
+        """Steps from the push of the learner copy to the highest step answered; 0 for a push ahead of it."""
+        if self.last_step is None or self.learner_step is None:
+            return None
+        return max(0, self.last_step - self.learner_step)
 
 
 def timings_from_proto(message: selection_pb2.StageTimings) -> Timings:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from preceptor.answers import PushedWeights, RunCost, RunStatus, Scores, Selection, timings_from_proto
 from preceptor.errors import InternalError
-from preceptor.runs import RunSpec, spec_from_proto
+from preceptor.runs import RunSpec, seconds, spec_from_proto
 from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
 
 
@@ -57,7 +57,7 @@ def status_from_proto(message: run_pb2.Run) -> RunStatus:
     """
     return RunStatus(
         spec=spec_of(message),
-        create_time_s=message.create_time.seconds + message.create_time.nanos / 1e9,
+        create_time_s=seconds(message.create_time),
         micro_batch_rows=message.micro_batch_rows,
         learner_version=message.learner_version if message.HasField("learner_version") else None,
         learner_step=message.learner_step if message.HasField("learner_step") else None,
@@ -72,6 +72,9 @@ def status_from_proto(message: run_pb2.Run) -> RunStatus:
         fallbacks=message.fallbacks,
         failures=message.failures,
         cost=_cost_from_proto(message.cost) if message.HasField("cost") else None,
+        owner=message.owner if message.HasField("owner") else None,
+        learner_commit_time_s=seconds(message.learner_commit_time) if message.HasField("learner_commit_time") else None,
+        last_answer_time_s=seconds(message.last_answer_time) if message.HasField("last_answer_time") else None,
     )
 
 

@@ -94,6 +94,8 @@ def export_ledger(
     file = Path(path)
     if file.exists():
         raise FileExistsError(f"{file} exists; name a new file")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"there is no directory {file.parent}; make it, or name another file")
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
     reading, steps = _Reading(connection, request, timeout_s), 0
     writer: Any = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from preceptor.v1 import run_pb2
 
@@ -185,9 +186,9 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
     )
 
 
-def seconds(duration: Duration) -> float:
-    """Returns a wire duration in seconds, whatever its fields hold."""
-    return duration.seconds + duration.nanos / 1e9
+def seconds(time: Duration | Timestamp) -> float:
+    """Returns a wire duration in seconds, or a moment in seconds since the epoch, whatever its fields hold."""
+    return time.seconds + time.nanos / 1e9
 
 
 def _stale_policy(message: run_pb2.RunSpec) -> StalePolicy:

@@ -158,7 +158,8 @@ class Guard:
             return
         if self._streams[identity] >= self._max_streams:
             raise OverloadedError(
-                f"{identity} has {self._streams[identity]} streams open, the limit of one identity; try again later",
+                f"{identity} has {self._streams[identity]} streams open, as many as limits.max_streams_per_identity "
+                "allows; try again later",
                 limit="limits.max_streams_per_identity",
             )
         self._streams[identity] += 1

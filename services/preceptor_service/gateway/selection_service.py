@@ -103,7 +103,8 @@ class SelectionService:
             raise GatewayDrainingError(_DRAINING)
         if self._streams >= self._config.max_streams:
             raise OverloadedError(
-                f"{self._streams} Select streams are open, the limit; try again later", limit="gateway.max_streams"
+                f"{self._streams} Select streams are open, as many as gateway.max_streams allows; try again later",
+                limit="gateway.max_streams",
             )
         self._streams += 1
         self._metrics.streams.inc()
@@ -133,7 +134,8 @@ class SelectionService:
         open_streams, limit = self._streams_of_run[run_id], self._config.max_streams_per_run
         if open_streams >= limit:
             raise OverloadedError(
-                f"run {run_id!r} has {open_streams} Select streams open, the limit; try again later",
+                f"run {run_id!r} has {open_streams} Select streams open, as many as gateway.max_streams_per_run "
+                "allows; try again later",
                 limit="gateway.max_streams_per_run",
             )
         self._streams_of_run[run_id] += 1

@@ -79,6 +79,9 @@ def run(active: ActiveRun) -> run_pb2.Run:
         fallbacks=counters.fallbacks,
         failures=counters.failures,
         cost=_cost(active.cost),
+        owner=active.record.owner,
+        learner_commit_time=_timestamp(learner.commit_time_s) if learner else None,
+        last_answer_time=None if counters.last_answer_time_s is None else _timestamp(counters.last_answer_time_s),
     )
 
 

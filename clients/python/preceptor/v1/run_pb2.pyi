@@ -441,6 +441,9 @@ class Run(google.protobuf.message.Message):
     FALLBACKS_FIELD_NUMBER: builtins.int
     FAILURES_FIELD_NUMBER: builtins.int
     COST_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    LEARNER_COMMIT_TIME_FIELD_NUMBER: builtins.int
+    LAST_ANSWER_TIME_FIELD_NUMBER: builtins.int
     REFERENCE_FOLD_1_DIGEST_FIELD_NUMBER: builtins.int
     micro_batch_rows: builtins.int
     """Most rows of one forward pass on a scorer; fixed at creation, so that
@@ -466,6 +469,8 @@ class Run(google.protobuf.message.Message):
     """Answers that fell back to uniform selection."""
     failures: builtins.int
     """Super-batches that ended in an error."""
+    owner: builtins.str
+    """Identity of who created it; absent where the service knew no callers."""
     reference_fold_1_digest: builtins.str
     """Digest of the reference of fold 1; absent before one is pushed."""
     @property
@@ -488,6 +493,14 @@ class Run(google.protobuf.message.Message):
         that costs nothing, and where the operations cannot be counted.
         """
 
+    @property
+    def learner_commit_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When `learner_version` was committed; absent before the first push."""
+
+    @property
+    def last_answer_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When a super-batch was last answered; absent before the first answer."""
+
     def __init__(
         self,
         *,
@@ -505,18 +518,27 @@ class Run(google.protobuf.message.Message):
         fallbacks: builtins.int = ...,
         failures: builtins.int = ...,
         cost: global___RunCost | None = ...,
+        owner: builtins.str | None = ...,
+        learner_commit_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        last_answer_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         reference_fold_1_digest: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_cost", b"_cost", "_last_step", b"_last_step", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "cost", b"cost", "create_time", b"create_time", "last_step", b"last_step", "learner_step", b"learner_step", "learner_version", b"learner_version", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_cost", b"_cost", "_last_step", b"_last_step", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "candidates", b"candidates", "columns", b"columns", "cost", b"cost", "create_time", b"create_time", "failures", b"failures", "fallbacks", b"fallbacks", "last_step", b"last_step", "learner_step", b"learner_step", "learner_version", b"learner_version", "micro_batch_rows", b"micro_batch_rows", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "selected", b"selected", "spec", b"spec", "super_batches", b"super_batches"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_cost", b"_cost", "_last_answer_time", b"_last_answer_time", "_last_step", b"_last_step", "_learner_commit_time", b"_learner_commit_time", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_owner", b"_owner", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "cost", b"cost", "create_time", b"create_time", "last_answer_time", b"last_answer_time", "last_step", b"last_step", "learner_commit_time", b"learner_commit_time", "learner_step", b"learner_step", "learner_version", b"learner_version", "owner", b"owner", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_cost", b"_cost", "_last_answer_time", b"_last_answer_time", "_last_step", b"_last_step", "_learner_commit_time", b"_learner_commit_time", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_owner", b"_owner", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "candidates", b"candidates", "columns", b"columns", "cost", b"cost", "create_time", b"create_time", "failures", b"failures", "fallbacks", b"fallbacks", "last_answer_time", b"last_answer_time", "last_step", b"last_step", "learner_commit_time", b"learner_commit_time", "learner_step", b"learner_step", "learner_version", b"learner_version", "micro_batch_rows", b"micro_batch_rows", "owner", b"owner", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "selected", b"selected", "spec", b"spec", "super_batches", b"super_batches"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_cost", b"_cost"]) -> typing.Literal["cost"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_last_answer_time", b"_last_answer_time"]) -> typing.Literal["last_answer_time"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_last_step", b"_last_step"]) -> typing.Literal["last_step"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_learner_commit_time", b"_learner_commit_time"]) -> typing.Literal["learner_commit_time"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learner_step", b"_learner_step"]) -> typing.Literal["learner_step"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learner_version", b"_learner_version"]) -> typing.Literal["learner_version"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_owner", b"_owner"]) -> typing.Literal["owner"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reference_digest", b"_reference_digest"]) -> typing.Literal["reference_digest"] | None: ...
     @typing.overload
