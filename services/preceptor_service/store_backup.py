@@ -63,7 +63,8 @@ def back_up(storage: Storage, file: Path) -> Report:
     name. The file appears whole. Holds the manifests of one run in memory, never weights.
 
     Raises:
-        BackupError: the file exists, the store is empty, or weights of a run expire faster than they are read.
+        BackupError: the file exists or cannot be made, the store is empty, or weights of a run expire faster than
+            they are read.
         OSError, PreceptorError: the file or the store cannot be used.
     """
     if file.exists():
@@ -73,6 +74,10 @@ def back_up(storage: Storage, file: Path) -> Report:
         with tarfile.open(partial, "x", format=tarfile.PAX_FORMAT) as tar:
             report = _backed_up(storage, tar)
         partial.rename(file)
+    except OSError as error:
+        if error.filename != str(partial):
+            raise
+        raise BackupError(f"cannot write {file}: {error.strerror}") from error  # in the reader's words, not in ours
     finally:
         partial.unlink(missing_ok=True)
     return report
@@ -101,7 +106,11 @@ def restore(file: Path, storage: Storage) -> Report:
         OSError, PreceptorError: the file or the store cannot be used; what was written has to go before the next try.
     """
     _check_empty(storage)
-    with file.open("rb") as content:
+    try:
+        content = file.open("rb")
+    except OSError as error:
+        raise BackupError(f"cannot read {file}: {error.strerror}") from error
+    with content:
         return _restored(content, str(file), storage)
 
 

@@ -40,6 +40,10 @@ def test_the_papers_table_comes_out_whatever_row_was_asked_for(preceptor: Run) -
     assert found["vit_mu"][1:3] == [24, pytest.approx(77.3, abs=0.2)]
 
 
+def test_without_a_model_it_is_the_papers_table(preceptor: Run) -> None:
+    assert preceptor("cost") == preceptor("cost", "--learner", "vit_l", "--online", "vit_ti")
+
+
 def test_cached_reference_losses_cost_less(preceptor: Run) -> None:
     for _, _, total, cached, pays_from, cached_from in rows(
         preceptor("cost", "--learner", "vit_l", "--online", "vit_s")
@@ -69,7 +73,7 @@ def test_what_nobody_measured_is_not_made_up(preceptor: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "the learner model is missing; give --learner, one of vit_mu"),
+        (["--online", "vit_ti"], "the learner model is missing; give --learner, one of vit_mu"),
         (["--learner", "vit_l"], "the online model is missing; give --online, one of vit_mu"),
         (["--learner", "vit_h", "--online", "vit_ti"], "--learner is 'vit_h'; choose one of vit_mu"),
         (["--learner", "vit_l", "--learner-flops", "1", "--online", "vit_ti"], "--learner-flops 1; give one of them"),

@@ -37,7 +37,12 @@ def test_what_was_written_before_a_kill_is_exported_after_it_and_replays(
     assert (replayed.code, replayed.err) == (0, "")
     assert replayed.out == "all 10 steps of run killed replay to what was selected, bit for bit\n"
     again = preceptor("ledger", "export", "killed", "--out", str(out), "--target", target)
-    assert (again.code, again.err) == (1, f"preceptor: no ledger was written: {out} exists; name a new file\n")
+    assert (again.code, again.err) == (1, f"preceptor: {out} exists; name a new file\n")
+    nowhere = preceptor("ledger", "export", "killed", "--out", str(tmp_path / "none" / "x"), "--target", target)
+    assert (nowhere.code, nowhere.err) == (
+        1,
+        f"preceptor: there is no directory {tmp_path}/none; make it, or name another file\n",
+    )
     some = str(tmp_path / "some.parquet")
     ranged = preceptor("ledger", "export", "killed", "-o", some, "--from-step", "3", "--to-step", "4", "-t", target)
     assert ranged.out == f"{some} holds 2 steps of run killed\n"
@@ -55,3 +60,9 @@ def test_what_was_written_before_a_kill_is_exported_after_it_and_replays(
     alone = preceptor("ledger", "export", "killed", "-o", str(tmp_path / "w"), "-t", target, "--timeout", "5")
     assert alone.code == 1
     assert f"no service answers at {target}" in alone.err
+
+
+def test_a_missing_file_is_named_in_one_line(preceptor: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = preceptor("ledger", "replay", str(tmp_path / "none.parquet"))
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == f"preceptor: cannot read {tmp_path}/none.parquet: No such file or directory\n"

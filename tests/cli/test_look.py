@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -9,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from preceptor import SelectionClient
+from preceptor import RunSpec, SelectionClient
 from tests.cli.conftest import Ran, Serving, environment
 from tests.service import digits
 
@@ -65,6 +68,69 @@ def test_eighty_columns_cut_nothing_off(preceptor: Run, target: str, command: li
     assert "".join(folded) == LONG
 
 
+def test_one_run_is_shown_with_every_setting_and_its_state(preceptor: Run, target: str) -> None:
+    ran = preceptor("runs", "used", "--target", target)
+    assert (ran.code, ran.err) == (0, "")
+    shown = yaml.safe_load(ran.out)
+    assert set(shown["settings"]) == {field.name for field in dataclasses.fields(RunSpec)} - {"run_id"}
+    assert (shown["run_id"], shown["owner"]) == ("used", None)
+    expected = {"deadline_s": None, "on_deadline": "raise", "max_staleness_steps": 100, "on_stale": "uniform"}
+    assert expected.items() <= shown["settings"].items()
+    assert {"last_step": 1002, "learner_version": 1, "learner_step": 1000, "staleness_steps": 2}.items() <= shown[
+        "state"
+    ].items()
+    assert shown["state"]["cost"]["expected_savings"] == pytest.approx(0.46)
+    assert shown["created"] <= shown["last_push"] <= shown["last_answer"]
+    assert json.loads(preceptor("runs", "used", "--json", "--target", target).out) == shown
+    unused = yaml.safe_load(preceptor("runs", LONG, "--target", target).out)
+    assert (unused["last_push"], unused["last_answer"], unused["state"]["staleness_steps"]) == (None, None, None)
+
+
+def test_an_unknown_run_is_one_line(preceptor: Run, target: str) -> None:
+    ran = preceptor("runs", "nobody", "--target", target)
+    assert (ran.code, ran.out, ran.err) == (1, "", "preceptor: there is no run 'nobody'; create it first\n")
+
+
+@pytest.mark.parametrize("command", [["runs"], ["status", "--once"]], ids=["runs", "status"])
+def test_programs_get_json_of_every_run(preceptor: Run, target: str, command: list[str]) -> None:
+    ran = preceptor(*command, "--json", "--target", target, COLUMNS="20")
+    assert (ran.code, ran.err) == (0, "")
+    shown = {run["run_id"]: run for run in json.loads(ran.out)}
+    assert shown["used"]["state"]["selected"] == 16
+    assert shown[LONG]["settings"]["score"] == "hard_learner"
+
+
+def test_json_is_of_one_look(preceptor: Run, target: str) -> None:
+    ran = preceptor("status", "--json", "--target", target)
+    assert (ran.code, ran.out, ran.err) == (1, "", "preceptor: --json prints one look; give --once too\n")
+
+
+@pytest.mark.parametrize("command", [["runs"], ["status", "--once"]], ids=["runs", "status"])
+def test_a_pipe_gets_names_whole(repository: Path, target: str, command: list[str]) -> None:
+    variables = environment(repository)
+    del variables["COLUMNS"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "preceptor_service", *command, "--target", target],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert LONG in [line.split()[0] for line in ran.stdout.splitlines() if line.split()]
+
+
+def test_a_push_ahead_of_the_last_answer_is_not_stale(preceptor: Run, target: str) -> None:
+    with SelectionClient(target) as client:
+        ahead = client.create_run(digits.spec("ahead", score="hard_learner"))
+        ahead.push_weights(digits.weights(1), step=0)
+        ahead.select(digits.candidates(1), sub_batch_size=4, step=1)
+        ahead.push_weights(digits.weights(3), step=50)
+        assert ahead.status().staleness_steps == 0
+        assert _row(preceptor("status", "--once", "--target", target), "ahead")[:4] == ["ahead", "1", "2", "0"]
+        client.delete_run("ahead")
+
+
 def test_the_target_may_come_from_the_environment(preceptor: Run, target: str) -> None:
     assert "used" in preceptor("runs", PRECEPTOR_TARGET=target).out
 
@@ -112,13 +178,16 @@ def test_looking_does_not_load_torch_or_ray(preceptor: Run) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ["serve", "status", "runs", "config"]),
+        ([], ["serve", "status", "runs", "delete", "config"]),
         (["serve"], ["--config", "--pool", "--host", "--port", "--metrics-port", "--scorers", "--store"]),
         (["status"], ["--target", "--interval", "--once", "localhost:7600"]),
-        (["runs"], ["--target", "PRECEPTOR_TARGET"]),
+        (["runs"], ["--target", "PRECEPTOR_TARGET", "--tls-name", "--json"]),
+        (["delete"], ["--yes", "--target", "--tls-name"]),
+        (["size"], ["--run", "PRECEPTOR_TARGET", "--tls-name"]),
+        (["ledger", "export"], ["PRECEPTOR_TARGET", "--tls-name"]),
         (["config"], ["YAML"]),
     ],
-    ids=["preceptor", "serve", "status", "runs", "config"],
+    ids=["preceptor", "serve", "status", "runs", "delete", "size", "ledger export", "config"],
 )
 def test_help_names_commands_and_options(preceptor: Run, command: list[str], words: list[str]) -> None:
     ran = preceptor(*command, "--help", COLUMNS="80")

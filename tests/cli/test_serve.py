@@ -99,6 +99,23 @@ def test_it_can_be_stopped_while_it_starts(repository: Path, tmp_path: Path, num
         assert _processes_of_session(process.pid) == []
 
 
+def test_it_can_be_interrupted_while_the_command_itself_is_imported(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import threading\nprint('importing', flush=True)\nthreading.Event().wait(60)\n")
+    variables = environment(repository)
+    variables["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-m", "preceptor_service", "serve"],
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        starting = Serving(process)
+        starting.wait_for("importing")
+        assert starting.end(signal.SIGINT) == 130
+        assert starting.out == "importing\n"
+
+
 def test_an_unknown_key_is_named(preceptor: Run, tmp_path: Path) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text("gateway:\n  prot: 7600\n")
@@ -110,7 +127,7 @@ def test_an_unknown_key_is_named(preceptor: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--config", "nowhere.yaml"], "cannot read nowhere.yaml: "),
+        (["--config", "nowhere.yaml"], "cannot read nowhere.yaml: No such file or directory\n"),
         (["--pool", "cloud"], "pool: Input should be 'ray' or 'in-process' (is 'cloud')"),
         (["--port", "70000"], "gateway.port: Input should be less than or equal to 65535 (is 70000)"),
         (["--scorers", "0"], "scorer.replicas: Input should be greater than 0 (is 0)"),

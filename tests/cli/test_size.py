@@ -135,7 +135,7 @@ def test_it_reads_a_live_run(preceptor: Run, service: Serving) -> None:
         ran = preceptor(*TRAINER, "--target", target, "--run", "sized", "--interval", "1", "--scorers", "2")
     assert rows(ran)["one scorer"].endswith("of run sized at this gateway alone, if it kept scorers busy")
     assert float(rows(ran)["one scorer"].split()[0].replace(",", "")) > 1
-    idle = preceptor(*TRAINER, "--target", target, "--run", "sized", "--interval", "0.1")
+    idle = preceptor(*TRAINER, "--run", "sized", "--interval", "0.1", PRECEPTOR_TARGET=target)
     assert idle.code == 1
     assert f"run 'sized' was offered no candidates at {target} for 0." in idle.err
 
@@ -176,23 +176,27 @@ def test_the_document_says_how_busy_scorers_shall_be(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "0 sources of candidates per second are given; give one of --candidates-per-second, --measure and"),
-        (["--candidates-per-second", "1", "--measure"], "2 sources of candidates per second are given"),
-        (["--candidates-per-second", "0"], "candidates_per_second is 0; it must be above 0, and finite"),
-        (["--candidates-per-second", "1", "--utilisation", "0"], "target_utilisation is 0; it must be above 0 and"),
-        (["--candidates-per-second", "1", "--ranks", "0"], "ranks is 0; it must be 1 or above"),
+        ([], "none of --candidates-per-second, --measure and --run is given; one has to say how many"),
+        (["--target", "127.0.0.1:1"], "none of --candidates-per-second, --measure and --run is given"),
+        (["--candidates-per-second", "1", "--measure"], "--candidates-per-second and --measure are given; give one of"),
+        (["--candidates-per-second", "0"], "--candidates-per-second is 0; it must be above 0, and finite"),
+        (["--candidates-per-second", "1", "--utilisation", "0"], "--utilisation is 0; it must be above 0 and"),
+        (["--candidates-per-second", "1", "--ranks", "0"], "--ranks is 0; it must be 1 or above"),
+        (["--candidates-per-second", "1", "--sub-batch", "4096"], "--sub-batch is 4096; it is chosen from a --super-"),
+        (["--candidates-per-second", "1", "--step-time", "0"], "--step-time is 0; it must be above 0, and finite"),
+        (["--candidates-per-second", "1", "--model-bytes", "-1"], "--model-bytes is -1; it must be 0 or above"),
+        (["--candidates-per-second", "1", "--gateway-mb-per-second", "-3"], "--gateway-mb-per-second is -3; it must"),
         (["--candidates-per-second", "1", "--interval", "nan"], "--interval is nan; it is seconds, above 0"),
         (["--measure"], "--measure needs --model"),
-        (["--measure", "--model", "vgg"], "model is 'vgg'; this service knows ['causal_lm', "),
+        (["--measure", "--model", "vgg"], "--model is 'vgg'; this service knows ['causal_lm', "),
         (["--measure", "--model", "small_cnn", "--model-config", "{"], "--model-config is not JSON: "),
         (["--measure", "--model", "small_cnn", "--model-config", "[]"], "--model-config is '[]'; give an object"),
         (["--measure", *SMALL, "--device", "tpu"], "--device is 'tpu'; choose one of auto, cpu, cuda"),
         (["--measure", *SMALL, "--micro-batch-rows", "0"], "--micro-batch-rows is 0; it must be 1 or above"),
         (["--measure", *SMALL, "--score", "uniform"], "--score is 'uniform', which scores nothing"),
-        (["--measure", *SMALL, "--task", "chess"], "task is 'chess'; choose one of"),
-        (["--target", "127.0.0.1:1"], "--target needs --run, the run to read from"),
+        (["--measure", *SMALL, "--task", "chess"], "--task is 'chess'; choose one of"),
         (["--target", "127.0.0.1:1", "--run", "a", "--scorers", "0"], "--scorers is 0; it must be 1 or above"),
-        (["--target", "127.0.0.1:1", "--run", "a"], "GetRun to 127.0.0.1:1: failed to connect"),
+        (["--target", "127.0.0.1:1", "--run", "a"], "no service answers at 127.0.0.1:1; start one with"),
     ],
 )
 def test_what_cannot_be_sized_is_named(preceptor: Run, arguments: list[str], complaint: str) -> None:

@@ -350,8 +350,17 @@ class TestCommand:
 
         code, out, error = run("restore", str(tmp_path / "none.tar"), "--store", str(tmp_path / "restored"))
         assert (code, out) == (1, "")
-        assert "No such file" in error
+        assert error == (
+            f"preceptor: nothing to rely on was restored: cannot read {tmp_path}/none.tar: No such file or directory\n"
+        )
         assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == []
+
+    def test_a_folder_that_is_not_there_is_named_as_it_was_given(self, tmp_path: Path) -> None:
+        push(store_with_runs(DirectoryPlace(tmp_path / "store").open(), keep_versions=2, run_ids=("run",)), b"one")
+        file = tmp_path / "none" / "backup.tar"
+        code, out, error = run("backup", str(file), "--store", str(tmp_path / "store"))
+        assert (code, out) == (1, "")
+        assert error == f"preceptor: no backup of the store: cannot write {file}: No such file or directory\n"
 
     def test_it_streams_between_two_programs(self, tmp_path: Path) -> None:
         place = DirectoryPlace(tmp_path / "store")

@@ -99,6 +99,10 @@ def parse_access(content: bytes, path: Path) -> AccessTable:
     """
     try:
         settings: Any = yaml.load(content, _NoDuplicates) or {}  # noqa: S506 - a SafeLoader
+        if not isinstance(settings, dict):
+            raise ConfigError(
+                f"{path} holds a {type(settings).__name__}; it must be a mapping of tokens, identities and groups"
+            )
         file = _File.model_validate(settings)
     except yaml.MarkedYAMLError as error:
         line = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""

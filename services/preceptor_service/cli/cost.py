@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,13 +11,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from preceptor_service.cli.failing import failed
 from preceptor_service.cost import break_even_savings, relative_compute
 
 FORWARD_MACS = {"vit_mu": 0.29e9, "vit_ti": 1.25e9, "vit_s": 4.6e9, "vit_b": 17.6e9, "vit_l": 61.6e9}
 """Multiply-adds of one forward pass at 224², patches of 16. Shapes: Ti 192 wide × 12 deep, S 384 × 12, B 768 × 12,
 L 1024 × 24. Mu's size is not published: 0.29 G is what the paper's own figure implies."""
 
-_PAPERS_LEARNER, _PAPERS_KEEP = "vit_l", 0.5
+_PAPERS_LEARNER, _PAPERS_ONLINE, _PAPERS_KEEP = "vit_l", "vit_ti", 0.5
 _PAPERS_SAVINGS = {"vit_mu": 0.24, "vit_ti": 0.26, "vit_s": 0.30, "vit_b": 0.31}
 """Share of the learner's updates that each scorer saved: Evans et al., arXiv 2312.05328, its figure on compute."""
 _FLOPS_OF_A_MAC = 2.0
@@ -53,15 +53,19 @@ def cost(
         float | None, typer.Option(help="The same of the reference; none: as the online model.")
     ] = None,
 ) -> None:
-    """Print what a selected run costs beside a uniform one of the same quality, and when it pays."""
+    """Print what a selected run costs beside a uniform one of the same quality, and when it pays.
+
+    Without any model it is the paper's table.
+    """
+    if learner is None and learner_flops is None and online is None and online_flops is None:
+        learner, online = _PAPERS_LEARNER, _PAPERS_ONLINE
     try:
         _check_shares(keep, savings)
         whole = _flops("learner", learner, learner_flops)
         smaller = _flops("online", online, online_flops)
         reference = None if reference_flops is None else _flops("reference", None, reference_flops)
     except ValueError as error:
-        sys.stderr.write(f"preceptor: {error}\n")
-        raise typer.Exit(1) from error
+        raise failed(str(error)) from error
     scorers = {_name(online, online_flops): smaller}
     if learner is not None:
         others = {name: macs * _FLOPS_OF_A_MAC for name, macs in FORWARD_MACS.items() if macs < FORWARD_MACS[learner]}

@@ -8,16 +8,9 @@ from typing import Annotated
 
 import typer
 
-from preceptor.errors import InvalidRunError, PreceptorError, UnavailableError
-from preceptor_service.cli.connection import (
-    Target,
-    TlsCa,
-    TlsCertificate,
-    TlsKey,
-    TokenFile,
-    UsesTls,
-    open_client,
-)
+from preceptor.errors import InvalidRunError
+from preceptor_service.cli.connection import Gateway, asks_gateway
+from preceptor_service.cli.failing import failed
 from preceptor_service.config import ConfigError, load_config
 from preceptor_service.ledger.replay import LedgerFileError, ReplayFile
 from preceptor_service.method_registry import MethodRegistry
@@ -30,30 +23,21 @@ _SHOWN = 20
 
 
 @ledger_commands.command()
+@asks_gateway
 def export(
+    gateway: Gateway,
     run: Annotated[str, typer.Argument(help="The run, created with RunSpec(..., ledger=True).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The Parquet file to write.")],
     from_step: Annotated[int | None, typer.Option(help="First step; none: the first that is kept.")] = None,
     to_step: Annotated[int | None, typer.Option(help="Last step, included; none: the last that is kept.")] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds for all of it.")] = 600.0,
-    target: Target = "localhost:7600",
-    tls: UsesTls = False,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Write a run's ledger to a Parquet file, one row per answered super-batch."""
-    try:
-        with open_client(target, tls, tls_ca, tls_certificate, tls_key, token_file) as client:
-            written = client.get_run(run).export_ledger(out, from_step, to_step, timeout_s)
-    except UnavailableError as error:
-        raise _failed(f"no ledger was written: no service answers at {target} ({error})") from error
-    except (ConfigError, PreceptorError, OSError, ValueError) as error:
-        raise _failed(f"no ledger was written: {error}") from error
+    with gateway.connect() as client:
+        written = client.get_run(run).export_ledger(out, from_step, to_step, timeout_s)
     sys.stdout.write(f"{out} holds {written.steps:,} steps of run {run}\n")
     if written.damaged:
-        raise _failed("\n".join(["what is damaged in the store was left out:", *written.damaged]))
+        raise failed("\n".join(["what is damaged in the store was left out:", *written.damaged]))
 
 
 @ledger_commands.command()
@@ -75,16 +59,9 @@ def replay(
                 if differing <= _SHOWN:
                     sys.stdout.write(f"step {found.step}, rank {found.rank}: {found.difference}\n")
     except InvalidRunError as error:
-        raise _failed(f"{error}; give the --config that names the operator's own") from error
+        raise failed(f"{error}; give the --config that names the operator's own") from error
     except (ConfigError, LedgerFileError, ValueError) as error:
-        raise _failed(str(error)) from error
+        raise failed(str(error)) from error
     if differing:
-        raise _failed(
-            f"{differing:,} of {steps:,} steps of run {ledger.spec.run_id} do not replay to what was selected"
-        )
+        raise failed(f"{differing:,} of {steps:,} steps of run {ledger.spec.run_id} do not replay to what was selected")
     sys.stdout.write(f"all {steps:,} steps of run {ledger.spec.run_id} replay to what was selected, bit for bit\n")
-
-
-def _failed(message: str) -> typer.Exit:
-    sys.stderr.write(f"preceptor: {message}\n")
-    return typer.Exit(1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 import yaml
@@ -15,21 +17,31 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from preceptor import PreceptorError, RunSpec, RunStatus
-from preceptor_service.cli.connection import (
-    TlsCa,
-    TlsCertificate,
-    TlsKey,
-    TokenFile,
-    UsesTls,
-    open_client,
-)
-from preceptor_service.config import MIB, ConfigError, ServiceConfig
+from preceptor import RunSpec, RunStatus, SelectionClient
+from preceptor.errors import InvalidRunError
+from preceptor_service.cli.connection import Gateway, asks_gateway
+from preceptor_service.config import MIB, ServiceConfig
 from preceptor_service.schedule import share_by_score
 from preceptor_service.sizing import TARGET_UTILISATION, Measured, Sizing, TrainerLoad, size
 
 _MEGABYTE = 1e6
 _RUN_ID = "size"
+_OPTIONS = {
+    "super_batch": "--super-batch",
+    "sub_batch": "--sub-batch",
+    "step_time_s": "--step-time",
+    "ranks": "--ranks",
+    "candidates_per_second": "--candidates-per-second",
+    "candidate_bytes": "--candidate-bytes",
+    "learner_bytes": "--model-bytes",
+    "reference_bytes": "--model-bytes",
+    "target_utilisation": "--utilisation",
+    "model": "--model",
+    "task": "--task",
+    "score": "--score",
+}
+"""What a number, or a setting of the run, is called in an error → the option that gives it."""
+_FIELD = re.compile(rf"^(?:{'|'.join(_OPTIONS)})(?= is )|\b(?:{'|'.join(n for n in _OPTIONS if '_' in n)})\b")
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,9 @@ class _Rate:
     source: str
 
 
+@asks_gateway
 def size_trainer(
+    gateway: Gateway,
     super_batch: Annotated[int, typer.Option(help="B: candidates that one rank offers per step.")],
     sub_batch: Annotated[int, typer.Option(help="b: examples that it trains on.")],
     step_time: Annotated[float, typer.Option(help="Seconds of one step of training, without selection.")],
@@ -50,8 +64,7 @@ def size_trainer(
     ] = TARGET_UTILISATION,
     candidates_per_second: Annotated[float | None, typer.Option(help="What one scorer scores, as measured.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure it on this machine; needs --model.")] = False,
-    target: Annotated[str | None, typer.Option(help="Read it from this gateway, host:port; needs --run.")] = None,
-    run: Annotated[str | None, typer.Option(help="The run to read it from.")] = None,
+    run: Annotated[str | None, typer.Option(help="Read it from this run, while it trains.")] = None,
     scorers: Annotated[int, typer.Option(help="Scorers that shared what this gateway gave them.")] = 1,
     interval: Annotated[float, typer.Option(help="Seconds to measure or to read for.")] = 5.0,
     model: Annotated[str | None, typer.Option(help="The run's model, for its bytes and --measure.")] = None,
@@ -69,26 +82,24 @@ def size_trainer(
     gateway_mb_per_second: Annotated[
         float | None, typer.Option(help="MB/s that one gateway receives, as measured.")
     ] = None,
-    tls: UsesTls = False,
-    tls_ca: TlsCa = None,
-    tls_certificate: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Print how many scorers and gateways a trainer needs so that it never waits for selection."""
-    try:
+    with _naming_options():
         load = TrainerLoad(super_batch, sub_batch, step_time, ranks)
-        sources = [candidates_per_second is not None, measure, target is not None]
-        if sources.count(True) != 1:
-            raise ValueError(
-                f"{sources.count(True)} sources of candidates per second are given; "
-                "give one of --candidates-per-second, --measure and --target"
-            )
+        _check_sources(
+            {
+                "--candidates-per-second": candidates_per_second is not None,
+                "--measure": measure,
+                "--run": run is not None,
+            }
+        )
         _check_interval(interval)
+        if gateway_mb_per_second is not None and not gateway_mb_per_second > 0:
+            raise ValueError(f"--gateway-mb-per-second is {gateway_mb_per_second:g}; it must be above 0")
         spec = None if model is None else _spec(model, model_config, task, score, cross_reference)
-        if target is not None:
-            with open_client(target, tls, tls_ca, tls_certificate, tls_key, token_file) as client:
-                spec, rate = _read(client, target, run, scorers, interval)
+        if run is not None:
+            with gateway.connect() as client:
+                spec, rate = _read(client, gateway.target, run, scorers, interval)
         elif measure:
             rate = _measured(spec, super_batch, micro_batch_rows, interval, device, threads)
         else:
@@ -99,12 +110,28 @@ def size_trainer(
             None if gateway_mb_per_second is None else gateway_mb_per_second * _MEGABYTE,
         )
         found = size(load, measured, utilisation)
-    except (ConfigError, PreceptorError, ValueError) as error:
-        sys.stderr.write(f"preceptor: {error}\n")
-        raise typer.Exit(1) from error
     console = Console()
     console.print(_table(load, measured, rate, found))
     console.print(_settings(load, found), style="dim", highlight=False)
+
+
+@contextmanager
+def _naming_options() -> Iterator[None]:
+    """Has a complaint about a number name the option that gave it."""
+    try:
+        yield
+    except (ValueError, InvalidRunError) as error:
+        raise ValueError(_FIELD.sub(lambda field: _OPTIONS[field[0]], str(error))) from error
+
+
+def _check_sources(is_given: dict[str, bool]) -> None:
+    given = [option for option, found in is_given.items() if found]
+    *others, last = is_given
+    options = f"{', '.join(others)} and {last}"
+    if not given:
+        raise ValueError(f"none of {options} is given; one has to say how many candidates a scorer scores per second")
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are given; give one of {options}")
 
 
 def _check_interval(interval: float) -> None:
@@ -142,10 +169,8 @@ def _measured(
     return _Rate(rate, f"measured on this machine's {'GPU' if on == 'cuda' else 'CPU'}")
 
 
-def _read(client: Any, target: str, run_id: str | None, scorers: int, interval_s: float) -> tuple[RunSpec, _Rate]:
+def _read(client: SelectionClient, target: str, run_id: str, scorers: int, interval_s: float) -> tuple[RunSpec, _Rate]:
     """Returns a run's settings, and what this gateway scored for it per second and scorer, if it asked for no more."""
-    if run_id is None:
-        raise ValueError("--target needs --run, the run to read from")
     if scorers < 1:
         raise ValueError(f"--scorers is {scorers}; it must be 1 or above")
     before, started = client.get_run(run_id).status(), time.monotonic()

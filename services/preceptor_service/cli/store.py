@@ -11,6 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from preceptor.errors import PreceptorError
+from preceptor_service.cli.failing import failed, file_problem
 from preceptor_service.config import ConfigError, WeightsConfig, load_config
 from preceptor_service.storage import check_storage, open_storage
 from preceptor_service.store_backup import BackupError, Report, back_up, restore_stream, stream_backup
@@ -42,10 +43,10 @@ def backup(
     except (BackupError, ConfigError, PreceptorError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             _forget_output()
-        raise _failed(f"no backup of the store: {error}") from error
+        raise failed(f"no backup of the store: {_told(error)}") from error
     _say(report, "the backup" if file == _STREAM else str(file), sys.stderr if file == _STREAM else sys.stdout)
     if report.left_out:
-        raise _failed("\n".join(["what is damaged in the store was left out:", *report.left_out]))
+        raise failed("\n".join(["what is damaged in the store was left out:", *report.left_out]))
 
 
 @store_commands.command()
@@ -64,12 +65,16 @@ def restore(
         else:
             report = restore_from(file, open_storage(settings))
     except (BackupError, ConfigError, PreceptorError, OSError) as error:
-        raise _failed(f"nothing to rely on was restored: {error}") from error
+        raise failed(f"nothing to rely on was restored: {_told(error)}") from error
     _say(report, settings.location, sys.stdout)
 
 
 def _settings(config: Path | None, store: str | None) -> WeightsConfig:
     return load_config(config, {"weights": {"path": store}} if store else None).weights
+
+
+def _told(error: Exception) -> str:
+    return file_problem(error, "use") if isinstance(error, OSError) else str(error)
 
 
 def _check_no_terminal(stream: TextIO, name: str) -> None:
@@ -88,8 +93,3 @@ def _say(report: Report, place: str, stream: TextIO) -> None:
         f"{place} holds runs: {report.runs}, versions: {report.versions}, sets of weights: {report.blobs} "
         f"({report.total_bytes:,} bytes)\n"
     )
-
-
-def _failed(message: str) -> typer.Exit:
-    sys.stderr.write(f"preceptor: {message}\n")
-    return typer.Exit(1)

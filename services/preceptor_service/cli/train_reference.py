@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from preceptor.errors import PreceptorError
+from preceptor_service.cli.failing import failed
 from preceptor_service.cli.jobs import DEVICES, INTERRUPTED, choice, json_settings, renamed, stopping_by_signals
 from preceptor_service.config import ConfigError, load_config
 from preceptor_service.reference.errors import JobError
@@ -93,8 +94,7 @@ def train_reference(
                     watch,
                 )
     except (JobError, ConfigError, PreceptorError, ValueError) as error:
-        sys.stderr.write(f"preceptor: {error}\n")
-        raise typer.Exit(1) from error
+        raise failed(str(error)) from error
     except KeyboardInterrupt as interrupt:
         sys.stderr.write("preceptor: stopped before the training began\n")
         raise typer.Exit(INTERRUPTED) from interrupt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ class ReplayFile:
             self._file = pq.ParquetFile(path)
             schema = self._file.schema_arrow
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise LedgerFileError(f"cannot read {path}: {error}") from error
+            told = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+            raise LedgerFileError(f"cannot read {path}: {told}") from error
         self.spec = _spec(path, schema)
         missing = [field.name for field in SCHEMA if not _has(schema, field)]
         if missing:
