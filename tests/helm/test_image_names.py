@@ -63,7 +63,7 @@ def test_every_page_calls_the_images_so() -> None:
 @pytest.mark.parametrize("page", ["deploy/README.md", "docs/operations.md", "helm/preceptor/README.md"])
 def test_the_chart_pulls_what_was_pushed_by_the_command_on_the_page(page: str) -> None:
     (repository,) = re.findall(r"^REPOSITORY=(\S+)", (ROOT / "deploy/README.md").read_text(), re.MULTILINE)
-    (registry,) = set(re.findall(r"image\.registry=([\w.:/-]+)", (ROOT / page).read_text()))
+    (registry,) = set(re.findall(r"image: \{registry: ([\w.:/-]+)\}", (ROOT / page).read_text()))
     for values, target in (("minimal", "service"), ("gpu", "service-cuda")):
         rendering = render(values, {"image": {"registry": registry}})
         assert rendering.container("head")["image"] == tags(repository)[target]

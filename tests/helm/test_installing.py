@@ -30,7 +30,7 @@ kubectl() {
 helm() {
   test "$1 $2" = "install demo" || exit 1
   shift
-  (cd "$ROOT" && "$HELM" template "$@") > rendered.yaml
+  "$HELM" template "$@" > rendered.yaml
 }
 """
 """A cluster that takes what it is given, if it is there."""
@@ -50,8 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("openssl") is None:
         lacking("openssl")
     place = tmp_path_factory.mktemp("operator")
+    (place / "helm").symlink_to(ROOT / "helm")
     typed = [_SHELL, *blocks(ROOT / "docs" / "security.md", "## TLS"), *blocks(CHART / "README.md", "## Install")]
-    variables = {"PYTHON": sys.executable, "HELM": str(binary(HELMS[0])), "ROOT": str(ROOT)}
+    variables = {"PYTHON": sys.executable, "HELM": str(binary(HELMS[0]))}
     told = subprocess.run(
         ["bash", "-e"],
         input="".join(typed),
@@ -75,7 +76,12 @@ def test_the_secrets_are_those_that_the_release_mounts(folder: Path) -> None:
     }
 
     assert made == mounted
-    assert "kind: RayService" in (folder / "rendered.yaml").read_text()
+
+
+def test_the_release_runs_the_image_from_where_it_was_pushed(folder: Path) -> None:
+    images = set(re.findall(r"^ +image: (\S+)", (folder / "rendered.yaml").read_text(), re.MULTILINE))
+
+    assert images == {f"registry.example.com/{render('minimal').container('head')['image']}"}
 
 
 def test_nobody_else_on_the_machine_reads_the_token(folder: Path) -> None:
