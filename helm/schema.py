@@ -43,7 +43,7 @@ def _plain(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
             one |= choice
         own = {key: value for key, value in node.items() if key not in ("anyOf", *_LEFT_OUT)}
         return {**one, **own, "type": types[0] if len(types) == 1 else types}
-    plain = {}
+    plain: dict[str, Any] = {}
     for key, value in node.items():
         if key == "properties":
             plain[key] = {name: _plain(item, definitions) for name, item in value.items()}

@@ -152,6 +152,15 @@ def test_no_command_sends_a_token_in_the_clear_to_another_machine() -> None:
     assert f"what ends TLS in front of {NAME}:7600" in notes
 
 
+def test_a_certificate_of_another_name_is_asked_for_by_that_name() -> None:
+    notes = notes_for("minimal", "--set", "tls.probe.serverName=preceptor.example.com")
+
+    assert f"preceptor runs --target {NAME}:7600 " in commands(notes)[2]
+    assert "--tls-name preceptor.example.com" in commands(notes)[2]
+    assert f"connect to {NAME}:7600.\nIts certificate says preceptor.example.com," in notes
+    assert "Its certificate says" not in notes_for("minimal")
+
+
 def test_notes_warn_of_a_policy_that_goes_by_a_label_alone() -> None:
     everywhere = '[{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "operator"}}}]'
     notes = notes_for("minimal", "--set-json", f"networkPolicy.operator={everywhere}")
