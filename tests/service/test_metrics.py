@@ -103,6 +103,9 @@ def test_versions_staleness_and_pushes_are_shown(run: Run, seen: Seen) -> None:
     assert seen("weight_pushes_total", role="reference") == 1
     assert seen("weight_push_seconds_total") > 0
     assert seen("last_push_timestamp_seconds") > 1.7e9
+    run.push_weights(digits.weights(1), step=50)
+    run.select(digits.candidates(1), sub_batch_size=8, step=15)
+    assert seen("staleness_steps") == 0, "pushed ahead of the step that asks"
 
 
 def test_the_bound_on_staleness_is_shown_beside_it(client: SelectionClient, run_id: str, seen: Seen) -> None:

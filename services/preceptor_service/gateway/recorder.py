@@ -64,7 +64,7 @@ class Recorder:
         if run.spec.max_staleness_steps is not None:
             metrics.max_staleness.labels(run_id).set(run.spec.max_staleness_steps)
         if run.rule.needs_learner and run.learner is not None:
-            metrics.staleness.labels(run_id).set(step - run.learner.step)
+            metrics.staleness.labels(run_id).set(_age(step - run.learner.step))
 
     def answered(
         self,
@@ -150,7 +150,7 @@ class Recorder:
         metrics, run_id = self._metrics, run.run_id
         if pinned.learner is not None and pinned.staleness_steps is not None:
             metrics.learner_version.labels(run_id).set(pinned.learner.version)
-            metrics.staleness.labels(run_id).set(pinned.staleness_steps)
+            metrics.staleness.labels(run_id).set(_age(pinned.staleness_steps))
             metrics.last_push.labels(run_id).set(pinned.learner.commit_time_s)
 
     def _cost(self, run: ActiveRun, cost: Cost, scored: int) -> None:
@@ -185,3 +185,8 @@ def _entry(header: selection_pb2.SuperBatchHeader, selected: Selected) -> Entry:
         indices=selected.indices,
         weights=selected.weights,
     )
+
+
+def _age(staleness_steps: int) -> int:
+    """Returns how old a learner copy is, for people: one that was pushed ahead of the step that asks is new."""
+    return max(0, staleness_steps)
