@@ -368,7 +368,7 @@ def _kept() -> Row:
                     "{{run}} {{reason}}",
                 ),
                 width=6,
-                runbooks=["PreceptorWeightStoreDegraded"],
+                runbooks=["PreceptorLedgerLosesSteps"],
             ),
             graph(
                 "Ledgers in the store",
