@@ -82,7 +82,7 @@ class TestAtStart:
         ["gs://bucket", "s3://", "s3://key:secret@bucket/x", "s3://bucket/../x", "s3://bucket//x", "S3://bucket"],
     )
     def test_other_uris_are_refused(self, path: str) -> None:
-        with pytest.raises(ValueError, match="give a directory, or s3://bucket/prefix: .* without credentials"):
+        with pytest.raises(ValueError, match=r"give a directory, or s3://bucket/prefix: .* without credentials"):
             WeightsConfig(path=path)
 
 
