@@ -211,6 +211,21 @@ class LedgerConfig(_Section):
     )
 
 
+class MemoryBankConfig(_Section):
+    """Memory banks of the runs that asked for one, in the store of `weights`; see `docs/memory-bank.md`."""
+
+    max_bytes_per_run: Positive = Field(
+        256 * MIB, description="Largest bank of one run, in memory, for the longest ids; bounds a run's `capacity`."
+    )
+    max_bytes: Positive = Field(
+        1024 * MIB, description="Banks that one gateway holds in memory; least recently used out, read again on use."
+    )
+    keep_operations: Positive = Field(
+        4096, description="Answers to `remember` and `sample` that a run's bank keeps for repeated steps; oldest out."
+    )
+    keep_bytes: Positive = Field(64 * MIB, description="Bytes of them in the store.")
+
+
 class LimitsConfig(_Section):
     """Bounds on what clients may create."""
 
@@ -298,6 +313,7 @@ class ServiceConfig(_Section):
     scorer: ScorerConfig = ScorerConfig()
     weights: WeightsConfig = WeightsConfig()
     ledger: LedgerConfig = LedgerConfig()
+    memory_bank: MemoryBankConfig = MemoryBankConfig()
     limits: LimitsConfig = LimitsConfig()
     reference_losses: ReferenceLossesConfig = ReferenceLossesConfig()
     tls: TlsConfig | None = Field(None, description="None: plaintext.")

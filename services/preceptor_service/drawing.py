@@ -1,6 +1,6 @@
 """The draw of one sub-batch: selector, schedule and random stream put together. Pure functions of numpy arrays.
 
-Called by the pipeline, and by whoever replays what it drew (`ledger/replay.py`).
+Called by the pipeline, by whoever replays what it drew (`ledger/replay.py`), and by the memory bank.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ _NOTHING = np.empty(0, np.float32)
 
 @dataclass(frozen=True)
 class Draw:
-    """What to draw from a super-batch: b candidates, for one step of one rank."""
+    """What to draw: b candidates, for one step of one rank; `domain` is that of the random stream."""
 
     step: int
     rank: int
     sub_batch_size: int
+    domain: int = 0
 
 
 def selector_settings(spec: RunSpec) -> SelectorSettings:
@@ -52,7 +53,7 @@ def drawn_by_score(
         NonFiniteScoresError: fewer than b scores are finite.
     """
     rows, is_mixed = len(scores), by_score < draw.sub_batch_size
-    noise = uniforms(spec.seed, spec.run_id, draw.step, draw.rank, rows * (2 if is_mixed else 1))
+    noise = uniforms(spec.seed, spec.run_id, draw.step, draw.rank, rows * (2 if is_mixed else 1), draw.domain)
     settings = selector_settings(spec)
     indices = selector.draw(scores, by_score, noise[:rows], settings)
     if is_mixed:
@@ -65,7 +66,7 @@ def drawn_by_score(
 
 def drawn_uniformly(spec: RunSpec, selector: Selector, rows: int, draw: Draw) -> tuple[Indices, NDArray[np.float32]]:
     """Returns b of `rows` unscored candidates, all with equal chances; and their weights, as `drawn_by_score`."""
-    noise = uniforms(spec.seed, spec.run_id, draw.step, draw.rank, rows)
+    noise = uniforms(spec.seed, spec.run_id, draw.step, draw.rank, rows, draw.domain)
     alike = np.zeros(rows, np.float32)
     indices = selectors.uniform(alike, draw.sub_batch_size, noise, selector_settings(spec))
     return indices, _NOTHING if selector.log_probabilities is None else np.ones(draw.sub_batch_size, np.float32)

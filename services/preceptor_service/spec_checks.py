@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from preceptor.errors import InvalidRunError
-from preceptor.runs import ConfigValue, RunSpec
+from preceptor.runs import ConfigValue, MemoryBank, RunSpec
+from preceptor_service.config import MemoryBankConfig
+from preceptor_service.memory_bank.rows import ROW_BYTES
 from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.tasks import TASKS, GradientTask
 
@@ -48,6 +50,8 @@ def check_spec(spec: RunSpec) -> None:
         _check_range("expected_savings", spec.expected_savings, *_SAVINGS)
     if spec.reference_losses is not None and not RUN_ID.fullmatch(spec.reference_losses):
         raise InvalidRunError(f"reference_losses is {spec.reference_losses[:80]!r}; it must match {RUN_ID.pattern}")
+    if spec.memory_bank is not None:
+        _check_bank(spec.memory_bank)
     _check_schedule(spec)
 
 
@@ -80,6 +84,28 @@ def check_method(spec: RunSpec, methods: MethodRegistry) -> None:
             f"score is {spec.score!r}, which needs the gradient of a softmax, and task {spec.task!r} has none; "
             f"choose another score, or one of the tasks {able}"
         )
+
+
+def check_room(bank: MemoryBank, settings: MemoryBankConfig) -> None:
+    """Checks that the service has room for a bank of a new run.
+
+    Raises:
+        InvalidRunError: with the largest capacity.
+    """
+    largest = settings.max_bytes_per_run // ROW_BYTES
+    if bank.capacity > largest:
+        raise InvalidRunError(
+            f"memory_bank.capacity is {bank.capacity}, up to {bank.capacity * ROW_BYTES} bytes, and "
+            f"memory_bank.max_bytes_per_run of the service is {settings.max_bytes_per_run}; choose at most {largest}"
+        )
+
+
+def _check_bank(bank: MemoryBank) -> None:
+    _check_range("memory_bank.capacity", bank.capacity, 1, _INT64_MAX)
+    if bank.max_times_sampled is not None:
+        _check_range("memory_bank.max_times_sampled", bank.max_times_sampled, 1, _INT64_MAX)
+    if bank.max_staleness_steps is not None:
+        _check_range("memory_bank.max_staleness_steps", bank.max_staleness_steps, 0, _INT64_MAX)
 
 
 def _check_schedule(spec: RunSpec) -> None:

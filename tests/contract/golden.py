@@ -16,13 +16,14 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from preceptor.v1 import ledger_pb2, run_pb2, selection_pb2, weights_pb2
+from preceptor.v1 import ledger_pb2, memory_bank_pb2, run_pb2, selection_pb2, weights_pb2
 
 FILES: tuple[FileDescriptor, ...] = (
     run_pb2.DESCRIPTOR,
     selection_pb2.DESCRIPTOR,
     weights_pb2.DESCRIPTOR,
     ledger_pb2.DESCRIPTOR,
+    memory_bank_pb2.DESCRIPTOR,
 )
 MESSAGES_PATH = Path(__file__).with_name("messages.json")
 FIELDS_PATH = Path(__file__).with_name("fields.txt")

@@ -23,6 +23,17 @@ def test_any_other_key_gives_other_numbers(other: tuple[int, str, int, int]) -> 
     assert not np.intersect1d(uniforms(1, "run", 2, 3, 4096), uniforms(*other, 4096)).size
 
 
+def test_memory_banks_have_a_stream_of_their_own() -> None:
+    assert not np.intersect1d(uniforms(1, "run", 2, 3, 4096), uniforms(1, "run", 2, 3, 4096, domain=1)).size
+    naive = np.random.Philox(
+        key=1 + (int.from_bytes(hashlib.blake2b(b"run", digest_size=8).digest(), "little") << 64),
+        counter=(1 << 64) + (3 << 128) + (2 << 192),
+    )
+    assert uniforms(1, "run", 2, 3, 3, domain=1).tolist() == [
+        ((int(naive.random_raw()) >> 11) + 0.5) / 2**53 for _ in range(3)
+    ]
+
+
 def test_every_bit_of_the_run_id_and_the_seed_counts() -> None:
     # Found by the naive loop: keys above 2^63 were rounded to floats, so that runs could share a stream.
     run_ids = ["run", "equal-easy-reference-uniform"]

@@ -23,12 +23,17 @@ def select(
     gradient_norms: Sequence[float] = (),
 ) -> list[int]:
     """Draws one candidate after the other: first those by score, then uniformly from what is left."""
-    rows = len(learner_losses)
-    noise = _uniforms((run.seed, run.run_id, step, rank), 2 * rows)
+    scores = list(gradient_norms) or _scores(run, learner_losses, reference_losses)
+    return draw(run, scores, count, step, rank)
+
+
+def draw(run: RunSpec, scores: Sequence[float], count: int, step: int, rank: int = 0, domain: int = 0) -> list[int]:
+    """The same from scores; `domain` 1 is that of memory banks."""
+    rows = len(scores)
+    noise = _uniforms((run.seed, run.run_id, step, rank), 2 * rows, domain)
     by_score = scheduled(run, step, count)
     if not by_score:
         return _drawn(list(noise[:rows]), count, [])
-    scores = list(gradient_norms) or _scores(run, learner_losses, reference_losses)
     keys = [_key(run, value, uniform) for value, uniform in zip(scores, noise[:rows], strict=True)]
     drawn = _drawn(keys, by_score, [])
     spare = [
@@ -101,8 +106,8 @@ def _key(run: RunSpec, score: float, uniform: float) -> float:
     return {"top_k": score, "uniform": uniform}[run.selector]
 
 
-def _uniforms(key: tuple[int, str, int, int], count: int) -> list[float]:
+def _uniforms(key: tuple[int, str, int, int], count: int, domain: int = 0) -> list[float]:
     seed, run_id, step, rank = key
     run_word = int.from_bytes(hashlib.blake2b(run_id.encode(), digest_size=8).digest(), "little")
-    stream = np.random.Philox(key=seed + (run_word << 64), counter=(rank << 128) + (step << 192))
+    stream = np.random.Philox(key=seed + (run_word << 64), counter=(domain << 64) + (rank << 128) + (step << 192))
     return [((int(stream.random_raw()) >> 11) + 0.5) / 2**53 for _ in range(count)]

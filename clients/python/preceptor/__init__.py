@@ -6,19 +6,22 @@ The errors are in `preceptor.errors`, the loader for torch in `preceptor.torch`.
 torch nor ray.
 """
 
-from preceptor.answers import PushedWeights, RunCost, RunStatus, Scores, Selection, Timings
+from preceptor.answers import PushedWeights, Remembered, RunCost, RunStatus, Sampled, Scores, Selection, Timings
 from preceptor.channel import Tls
 from preceptor.client import Run, SelectionClient
 from preceptor.errors import PreceptorError
-from preceptor.runs import RunSpec
+from preceptor.runs import MemoryBank, RunSpec
 
 __all__ = [
+    "MemoryBank",
     "PreceptorError",
     "PushedWeights",
+    "Remembered",
     "Run",
     "RunCost",
     "RunSpec",
     "RunStatus",
+    "Sampled",
     "Scores",
     "Selection",
     "SelectionClient",

@@ -91,6 +91,53 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Remembered:
+    """A super-batch of B candidates that is in the memory bank.
+
+    Attributes:
+        scores: float32 `[B]`, NaN where a loss was not finite.
+        learner_version: the one version behind every score; None where none was used.
+        learner_step: the step at which that version was pushed.
+        non_finite_count: candidates left out because their score was not finite.
+        evicted: examples that left to make room: scoring is further ahead than the bank has room for.
+        examples: examples that the bank held then.
+    """
+
+    scores: NDArray[np.float32]
+    learner_version: int | None
+    learner_step: int | None
+    non_finite_count: int
+    evicted: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sub-batch of b examples from the memory bank.
+
+    Attributes:
+        step: as asked.
+        rank: as asked.
+        example_id: `[b]`, in the order drawn, all different: an int64 array, or a list of the texts.
+        scores: float32 `[b]`, the score that each was drawn by.
+        learner_versions: int64 `[b]`, the version behind each score; None where the score rule needs none.
+        staleness_steps: int64 `[b]`, `step` minus the step at which that version was pushed; None likewise.
+        examples: examples that the bank held then, without those that left with this.
+        weights: float32 `[b]`, importance weights, above 0, the largest 1; None unless the run's selector is
+            proportional.
+    """
+
+    step: int
+    rank: int
+    example_id: NDArray[np.int64] | list[str]
+    scores: NDArray[np.float32]
+    learner_versions: NDArray[np.int64] | None
+    staleness_steps: NDArray[np.int64] | None
+    examples: int
+    weights: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
 class PushedWeights:
     """Weights that are durable in the service.
 

@@ -98,7 +98,7 @@ class ReferenceFrozenError(AlreadyExistsError):
 
 
 class StepExistsError(AlreadyExistsError):
-    """The same (step, rank) was used for a super-batch with other candidates."""
+    """The same (step, rank) was used for something else, e.g. a super-batch with other candidates."""
 
     reason = "STEP_EXISTS"
 
@@ -120,6 +120,24 @@ class LedgerOffError(FailedPreconditionError):
     """The run keeps no ledger."""
 
     reason = "LEDGER_OFF"
+
+
+class BankOffError(FailedPreconditionError):
+    """The run has no memory bank."""
+
+    reason = "BANK_OFF"
+
+
+class BankShortError(FailedPreconditionError):
+    """The memory bank holds fewer examples than were to be sampled; nothing was taken from it."""
+
+    reason = "BANK_SHORT"
+
+
+class StepForgottenError(FailedPreconditionError):
+    """The memory bank no longer knows whether it answered that step."""
+
+    reason = "STEP_FORGOTTEN"
 
 
 class StaleWeightsError(FailedPreconditionError):

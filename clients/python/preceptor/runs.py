@@ -32,6 +32,24 @@ _DEADLINE_POLICIES: dict[DeadlinePolicy, run_pb2.DeadlinePolicy.ValueType] = {
 
 
 @dataclass(frozen=True)
+class MemoryBank:
+    """A memory bank of scored examples, by `example_id`, for `Run.remember` and `Run.sample`; see docs/memory-bank.md.
+
+    Attributes:
+        capacity: most examples; beyond it the oldest scores leave. 1 or above, up to what the service has room for.
+        max_times_sampled: how often an example is sampled before it leaves; 1 or above, None: no bound.
+        max_staleness_steps: how many steps the learner copy behind a score may lag behind the step that samples; older
+            scores stay, and are not sampled until they are remembered anew. 0 or above, None: no bound.
+
+    Source: prioritized replay, Schaul et al., arXiv 1511.05952.
+    """
+
+    capacity: int
+    max_times_sampled: int | None = 1
+    max_staleness_steps: int | None = None
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """Settings of one run, fixed for its life. The service checks them when the run is created.
 
@@ -72,6 +90,8 @@ class RunSpec:
             reference that the table was made with. None: every candidate is scored live.
         ledger: whether the service keeps what every answered super-batch was drawn from, for `Run.ledger`; changes
             nothing of what is selected.
+        memory_bank: keeps scored examples, for `Run.remember` and `Run.sample`; changes nothing of what `Run.select`
+            answers. None: there is none.
 
     Source: Evans et al., arXiv 2312.05328, Algorithm 1. The temperature is ours; 1 is the paper's.
     """
@@ -102,6 +122,7 @@ class RunSpec:
     cross_reference: bool = False
     reference_losses: str | None = None
     ledger: bool = False
+    memory_bank: MemoryBank | None = None
 
     def __post_init__(self) -> None:
         if self.reference_model is None and self.reference_model_config:
@@ -144,6 +165,8 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
     )
     if spec.reference_model is not None:
         message.reference_model.CopyFrom(_model_to_proto(spec.reference_model, spec.reference_model_config))
+    if spec.memory_bank is not None:
+        message.memory_bank.CopyFrom(run_pb2.MemoryBank(**vars(spec.memory_bank)))
     if spec.deadline_s is not None:
         message.deadline.FromNanoseconds(round(spec.deadline_s * 1e9))
     return message
@@ -183,12 +206,21 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         cross_reference=message.cross_reference,
         reference_losses=message.reference_losses if message.HasField("reference_losses") else None,
         ledger=message.ledger,
+        memory_bank=_bank_from_proto(message.memory_bank) if message.HasField("memory_bank") else None,
     )
 
 
 def seconds(time: Duration | Timestamp) -> float:
     """Returns a wire duration in seconds, or a moment in seconds since the epoch, whatever its fields hold."""
     return time.seconds + time.nanos / 1e9
+
+
+def _bank_from_proto(message: run_pb2.MemoryBank) -> MemoryBank:
+    return MemoryBank(
+        capacity=message.capacity,
+        max_times_sampled=message.max_times_sampled if message.HasField("max_times_sampled") else None,
+        max_staleness_steps=message.max_staleness_steps if message.HasField("max_staleness_steps") else None,
+    )
 
 
 def _stale_policy(message: run_pb2.RunSpec) -> StalePolicy:

@@ -4,9 +4,11 @@
     runs/<run_id>/run.json               the record of a run
     runs/<run_id>/…/<role>/<version>.json    one manifest per committed version; the place decides what lies between
     runs/<run_id>/…/ledger/<segment>         pieces of the run's ledger
+    runs/<run_id>/…/bank/<operation>         the log of the run's memory bank, and snapshots of the bank
     staging/                             what is on its way in or out
 
-Names are paths relative to the store. Called by `RunStore`, `WeightStore` and `LedgerStore`, which make every decision.
+Names are paths relative to the store. Called by `RunStore`, `WeightStore`, `LedgerStore` and `OpenBank`, which make
+every decision.
 """
 
 from __future__ import annotations
@@ -110,11 +112,11 @@ class Storage(Protocol):
         ...
 
     def read_once(self, name: str) -> bytes:
-        """Returns the same of a segment of a ledger, too large to be held in memory for the next time."""
+        """Returns the same of a segment or an operation, too large to be held in memory for the next time."""
         ...
 
     def create(self, name: str, content: bytes) -> bool:
-        """Creates a manifest or a segment whole; False where there is another of that name. The store's one choice."""
+        """Creates a manifest, segment or operation whole; False where the name is taken. The store's one choice."""
         ...
 
     def exists(self, name: str) -> bool:

@@ -110,6 +110,7 @@ class RunSpec(google.protobuf.message.Message):
     CROSS_REFERENCE_FIELD_NUMBER: builtins.int
     REFERENCE_LOSSES_FIELD_NUMBER: builtins.int
     LEDGER_FIELD_NUMBER: builtins.int
+    MEMORY_BANK_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """Name of the run. Matches [a-z0-9][a-z0-9-]{0,62}. Required."""
     task: builtins.str
@@ -208,6 +209,12 @@ class RunSpec(google.protobuf.message.Message):
         Default: the gateway's configured limit.
         """
 
+    @property
+    def memory_bank(self) -> global___MemoryBank:
+        """The run has a memory bank, for MemoryBankService. Changes nothing of what
+        Select answers. Default: none.
+        """
+
     def __init__(
         self,
         *,
@@ -235,9 +242,10 @@ class RunSpec(google.protobuf.message.Message):
         cross_reference: builtins.bool = ...,
         reference_losses: builtins.str | None = ...,
         ledger: builtins.bool = ...,
+        memory_bank: global___MemoryBank | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "cross_reference", b"cross_reference", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "ledger", b"ledger", "max_staleness_steps", b"max_staleness_steps", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "cross_reference", b"cross_reference", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "ledger", b"ledger", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_deadline", b"_deadline"]) -> typing.Literal["deadline"] | None: ...
     @typing.overload
@@ -248,6 +256,8 @@ class RunSpec(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_learner_flops", b"_learner_flops"]) -> typing.Literal["learner_flops"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_staleness_steps", b"_max_staleness_steps"]) -> typing.Literal["max_staleness_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_memory_bank", b"_memory_bank"]) -> typing.Literal["memory_bank"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_priority_exponent", b"_priority_exponent"]) -> typing.Literal["priority_exponent"] | None: ...
     @typing.overload
@@ -260,6 +270,44 @@ class RunSpec(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_select_until_step", b"_select_until_step"]) -> typing.Literal["select_until_step"] | None: ...
 
 global___RunSpec = RunSpec
+
+@typing.final
+class MemoryBank(google.protobuf.message.Message):
+    """Scored examples that a run keeps by `example_id`."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CAPACITY_FIELD_NUMBER: builtins.int
+    MAX_TIMES_SAMPLED_FIELD_NUMBER: builtins.int
+    MAX_STALENESS_STEPS_FIELD_NUMBER: builtins.int
+    capacity: builtins.int
+    """Most examples. From 1 to what the service's configuration has room for.
+    Beyond it the oldest scores leave. Required.
+    """
+    max_times_sampled: builtins.int
+    """How often an example is sampled before it leaves. 1 or above. Default: no
+    bound.
+    """
+    max_staleness_steps: builtins.int
+    """Largest number of steps that the learner copy behind a score may lag behind
+    the step that samples. 0 or above. Older scores stay, and are not sampled
+    until they are put in anew. Default: no bound.
+    """
+    def __init__(
+        self,
+        *,
+        capacity: builtins.int = ...,
+        max_times_sampled: builtins.int | None = ...,
+        max_staleness_steps: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_staleness_steps", b"_max_staleness_steps", "_max_times_sampled", b"_max_times_sampled", "max_staleness_steps", b"max_staleness_steps", "max_times_sampled", b"max_times_sampled"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_staleness_steps", b"_max_staleness_steps", "_max_times_sampled", b"_max_times_sampled", "capacity", b"capacity", "max_staleness_steps", b"max_staleness_steps", "max_times_sampled", b"max_times_sampled"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_staleness_steps", b"_max_staleness_steps"]) -> typing.Literal["max_staleness_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_times_sampled", b"_max_times_sampled"]) -> typing.Literal["max_times_sampled"] | None: ...
+
+global___MemoryBank = MemoryBank
 
 @typing.final
 class ModelSpec(google.protobuf.message.Message):
