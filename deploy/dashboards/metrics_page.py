@@ -96,6 +96,15 @@ HOW_TO_ASK: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "max(preceptor_ledger_bytes) / max(preceptor_ledger_limit_bytes)",
         ),
     ),
+    "Does scoring run ahead?": (
+        "Examples in each memory bank; what left it unused, because scoring is too far ahead; sub-batches that were "
+        "refused, because scoring is behind.",
+        (
+            "max by (run) (preceptor_bank_examples)",
+            "sum by (run) (rate(preceptor_bank_evicted_examples_total[5m]))",
+            "sum by (run) (rate(preceptor_bank_short_samples_total[5m]))",
+        ),
+    ),
     "What runs here?": (
         "Gateways by version and configuration; more than one line for long is an upgrade that is stuck.",
         ("count by (version, config) (preceptor_build_info)",),

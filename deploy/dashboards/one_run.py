@@ -19,7 +19,7 @@ def one_run() -> dashboard.Dashboard:
         description=(
             "One run: its throughput, where its time goes, its learner copy, its scores, its compute and its failures."
         ),
-        rows=[_glance(), _keeping_up(), _choosing(), _stale(), _paying(), _failing()],
+        rows=[_glance(), _keeping_up(), _choosing(), _running_ahead(), _stale(), _paying(), _failing()],
         variables=[*installation(), run(many=False)],
         annotations=[
             marks(
@@ -174,6 +174,34 @@ def _choosing() -> Row:
                 "percentunit",
                 Query(f"max(preceptor_selected_ratio{{{RUN}}})", "b / B"),
                 maximum=1,
+            ),
+        ],
+    )
+
+
+def _running_ahead() -> Row:
+    return Row(
+        "Does scoring run ahead?",
+        [
+            graph(
+                "Examples in the memory bank",
+                "After what was last done to it; nothing for a run without one.",
+                "short",
+                Query(f"max(preceptor_bank_examples{{{RUN}}})", "examples"),
+            ),
+            graph(
+                "Examples into the memory bank and out of it",
+                "Per second. Evicted: left unused to make room, so that scoring was in vain; it runs too far ahead.",
+                "suffix:/s",
+                Query(f"sum(rate(preceptor_bank_remembered_examples_total{{{RUN}}}{RATE}))", "put in"),
+                Query(f"sum(rate(preceptor_bank_sampled_examples_total{{{RUN}}}{RATE}))", "sampled"),
+                Query(f"sum(rate(preceptor_bank_evicted_examples_total{{{RUN}}}{RATE}))", "evicted"),
+            ),
+            graph(
+                "Sub-batches that the memory bank was too short for",
+                "Refused per second, because scoring is behind; a trainer that waits asks again and again.",
+                "suffix:/s",
+                Query(f"sum(rate(preceptor_bank_short_samples_total{{{RUN}}}{RATE}))", "refused"),
             ),
         ],
     )

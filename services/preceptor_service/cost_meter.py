@@ -65,14 +65,15 @@ def cost_of(
 ) -> Cost | None:
     """Returns the cost of a run that offered `candidates`, got `selected`, and had that share scored by the reference.
 
-    None before the first answer, for a rule that scores nothing, and where operations are not known.
+    None before the first answer, for a rule that scores nothing, where operations are not known, and where more was
+    selected than offered: from a memory bank, a gateway may sample what another one scored.
     """
     learner = spec.learner_flops or flops.learner_copy
     copy = flops.learner_copy if rule.needs_learner else 0.0
     reference = flops.reference if rule.needs_reference else 0.0
     if spec.cross_reference and reference is not None:
         reference *= 2
-    if not selected or not learner or copy is None or reference is None or not copy + reference:
+    if not 0 < selected <= candidates or not learner or copy is None or reference is None or not copy + reference:
         return None
     shares = {
         "f_online": copy / learner,

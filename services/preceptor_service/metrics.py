@@ -214,6 +214,25 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric("ledger_limit_bytes", "gauge", "bytes", (), "The bound on them, ledger.max_bytes."),
         Metric("ledger_buffer_bytes", "gauge", "bytes", (), "What waits in memory to be written to ledgers."),
     ),
+    "Does scoring run ahead?": (
+        Metric("bank_examples", "gauge", "1", ("run",), "Examples in the memory bank, after what was last done here."),
+        Metric("bank_remembered_examples", "counter", "1", ("run",), "Examples put into the memory bank."),
+        Metric("bank_sampled_examples", "counter", "1", ("run",), "Examples sampled from the memory bank."),
+        Metric(
+            "bank_evicted_examples",
+            "counter",
+            "1",
+            ("run",),
+            "Examples that left a full memory bank to make room: scoring is further ahead than it has room for.",
+        ),
+        Metric(
+            "bank_short_samples",
+            "counter",
+            "1",
+            ("run",),
+            "Sub-batches that were refused because the memory bank held too few: scoring is behind.",
+        ),
+    ),
     "What runs here?": (
         Metric("build_info", "gauge", "1", ("version", "config"), "1; the version, and a digest of the configuration."),
         Metric(
@@ -299,6 +318,11 @@ class GatewayMetrics:
         self.ledger_bytes = self._gauge("ledger_bytes")
         self.ledger_limit_bytes = self._gauge("ledger_limit_bytes")
         self.ledger_buffer_bytes = self._gauge("ledger_buffer_bytes")
+        self.bank_examples = self._gauge("bank_examples")
+        self.bank_remembered = self._counter("bank_remembered_examples")
+        self.bank_sampled = self._counter("bank_sampled_examples")
+        self.bank_evicted = self._counter("bank_evicted_examples")
+        self.bank_short = self._counter("bank_short_samples")
         self.build_info = self._gauge("build_info")
         self.deployment_updating = self._gauge("deployment_updating")
         self.draining = self._gauge("draining")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from preceptor.errors import DeadlineExceededError, InvalidSuperBatchError, ScorersUnavailableError
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.drawing import Draw, drawn_by_score, drawn_uniformly
+from preceptor_service.memory_bank.ids import Ids, as_ids
 from preceptor_service.reference_losses import ReferenceLosses
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
 from preceptor_service.schedule import count_by_score
@@ -175,6 +176,13 @@ class Pipeline:
         stages = Stages()
         super_batch = await self._decoded(run, arrived, stages)
         return await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages), stages
+
+    async def score_by_id(self, run: ActiveRun, pinned: Pinned, arrived: Arrived) -> tuple[Scored, Ids, Stages]:
+        """Scores one super-batch for the run's memory bank, which keeps scores by id. Errors as `score`."""
+        stages = Stages()
+        super_batch = await self._decoded(run, arrived, stages)
+        ids = await asyncio.to_thread(lambda: as_ids(super_batch.ids("a memory bank keeps scores by id")))
+        return await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages), ids, stages
 
     async def _decoded(self, run: ActiveRun, arrived: Arrived, stages: Stages) -> SuperBatch:
         started = time.perf_counter()

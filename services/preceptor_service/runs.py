@@ -33,7 +33,7 @@ from preceptor_service.scores import ScoreRule
 from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels
 from preceptor_service.scoring.run_models import architecture_of, scoring_models
 from preceptor_service.selectors import Selector
-from preceptor_service.spec_checks import RUN_ID, check_method, check_spec
+from preceptor_service.spec_checks import RUN_ID, check_method, check_room, check_spec
 from preceptor_service.tasks import Columns, count_flops, run_columns
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 
@@ -406,11 +406,14 @@ class RunRegistry:
 
     def _store(self, record: RunRecord) -> RunRecord:
         run_id, limit = record.spec.run_id, self._config.limits.max_runs
-        if not self._run_store.exists(run_id) and len(self._run_store.list()) >= limit:
-            raise OverloadedError(
-                f"the service holds {limit} runs, as many as limits.max_runs allows; delete some first",
-                limit="limits.max_runs",
-            )
+        if not self._run_store.exists(run_id):
+            if len(self._run_store.list()) >= limit:
+                raise OverloadedError(
+                    f"the service holds {limit} runs, as many as limits.max_runs allows; delete some first",
+                    limit="limits.max_runs",
+                )
+            if record.spec.memory_bank is not None:
+                check_room(record.spec.memory_bank, self._config.memory_bank)
         digest = record.spec.reference_digest
         if digest is not None:
             outline = self._architectures.outline(*architecture_of(record.spec, "reference"))

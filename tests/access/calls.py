@@ -11,9 +11,10 @@ import grpc
 from google.protobuf.message import Message
 from safetensors.torch import save
 
+from preceptor import batches
 from preceptor.errors import REASON_METADATA_KEY
-from preceptor.runs import spec_to_proto
-from preceptor.v1 import ledger_pb2, selection_pb2, weights_pb2
+from preceptor.runs import MemoryBank, spec_to_proto
+from preceptor.v1 import ledger_pb2, memory_bank_pb2, selection_pb2, weights_pb2
 from tests.access.certificates import Pair
 from tests.service import digits
 from tests.service.raw import METHODS, push_messages, select_open, super_batch
@@ -78,7 +79,7 @@ def answer(
 
 
 def _create(run_id: str, **changes: Any) -> list[Message]:
-    spec = digits.spec(run_id, **{"score": "uniform", "ledger": True, **changes})
+    spec = digits.spec(run_id, **{"score": "uniform", "ledger": True, "memory_bank": MemoryBank(1000, None), **changes})
     return [selection_pb2.CreateRunRequest(spec=spec_to_proto(spec))]
 
 
@@ -90,6 +91,18 @@ def _score(run_id: str) -> list[Message]:
     return [selection_pb2.ScoreRequest(header=announced), selection_pb2.ScoreRequest(chunk=chunk.chunk)]
 
 
+def _remember(run_id: str) -> list[Message]:
+    encoded = batches.encode(digits.candidates(1), range(32))
+    body = bytes(encoded.body)
+    header = memory_bank_pb2.RememberHeader(
+        run_id=run_id, step=1, row_count=32, body_bytes=len(body), digest=encoded.digest
+    )
+    return [
+        memory_bank_pb2.RememberRequest(header=header),
+        memory_bank_pb2.RememberRequest(chunk=selection_pb2.Chunk(offset=0, data=body)),
+    ]
+
+
 REQUESTS: dict[str, Callable[..., list[Message]]] = {
     "CreateRun": _create,
     "GetRun": lambda run_id: [selection_pb2.GetRunRequest(run_id=run_id)],
@@ -99,5 +112,7 @@ REQUESTS: dict[str, Callable[..., list[Message]]] = {
     "Score": _score,
     "PushWeights": lambda run_id, seed=1: list(push_messages(save(digits.weights(seed)), run_id=run_id, step=1)),
     "ReadLedger": lambda run_id: [ledger_pb2.ReadLedgerRequest(run_id=run_id)],
+    "Remember": _remember,
+    "SampleBank": lambda run_id: [memory_bank_pb2.SampleBankRequest(run_id=run_id, step=1, sub_batch_size=4)],
     "GetWeights": lambda run_id: [weights_pb2.GetWeightsRequest(run_id=run_id)],
 }

@@ -137,7 +137,7 @@ def new_id() -> str:
 
 @pytest.fixture
 def run_id(guarded: Guarded, opened: grpc.Channel, new_id: str) -> str:
-    """A run that `owner` created."""
-    made = calls.answer(opened, "CreateRun", new_id, calls.bearer(guarded.token("owner")))
-    assert made.code == "OK"
+    """A run that `owner` created, with something in its memory bank."""
+    for name in ("CreateRun", "Remember"):
+        assert calls.answer(opened, name, new_id, calls.bearer(guarded.token("owner"))).code == "OK"
     return new_id

@@ -10,8 +10,8 @@ from preceptor_service.gateway.access_rules import RULES
 from tests.access import calls
 from tests.access.conftest import Guarded
 
-EVERY = {"CreateRun", "GetRun", "ListRuns", "DeleteRun", "Select", "Score", "PushWeights", "GetWeights", "ReadLedger"}
-SCORER = {"GetRun", "ListRuns", "Select", "Score", "GetWeights", "ReadLedger"}
+SCORER = {"GetRun", "ListRuns", "Select", "Score", "GetWeights", "ReadLedger", "Remember", "SampleBank"}
+EVERY = {*SCORER, "CreateRun", "DeleteRun", "PushWeights"}
 ALLOWED: dict[str, set[str]] = {
     "owner": EVERY,
     "admin": EVERY,

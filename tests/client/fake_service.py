@@ -22,7 +22,7 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from preceptor.errors import REASON_METADATA_KEY
-from preceptor.v1 import ledger_pb2, run_pb2, selection_pb2, weights_pb2
+from preceptor.v1 import ledger_pb2, memory_bank_pb2, run_pb2, selection_pb2, weights_pb2
 from preceptor.wire import methods
 
 WAIT_S = 20.0
@@ -188,6 +188,9 @@ class FakeService:
         self.push_chunk_sizes: list[int] = []
         self.push_headers: list[weights_pb2.PushHeader] = []
         self.score_requests: list[selection_pb2.ScoreHeader] = []
+        self.remembered: list[tuple[memory_bank_pb2.RememberHeader, bytes]] = []
+        """Each super-batch that was put into a memory bank, with its body."""
+        self.samples: list[memory_bank_pb2.SampleBankRequest] = []
         self.learner_version: int | None = None
         self._pool = ThreadPoolExecutor(32)
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
@@ -309,6 +312,24 @@ class FakeService:
             learner_losses=np.full(header.row_count, 2, dtype="<f4").tobytes(),
             scores=np.arange(header.row_count, dtype="<f4").tobytes(),
             learner_version=self.learner_version,
+        )
+
+    def _remember(
+        self, requests: Iterator[memory_bank_pb2.RememberRequest], _: Any
+    ) -> memory_bank_pb2.RememberResponse:
+        header = next(requests).header
+        self.remembered.append((header, b"".join(request.chunk.data for request in requests)))
+        return memory_bank_pb2.RememberResponse(
+            scores=np.arange(header.row_count, dtype="<f4").tobytes(),
+            learner_version=self.learner_version,
+            examples=header.row_count,
+        )
+
+    def _sample_bank(self, request: memory_bank_pb2.SampleBankRequest, _: Any) -> memory_bank_pb2.SampleBankResponse:
+        self.samples.append(request)
+        drawn = np.arange(request.sub_batch_size)
+        return memory_bank_pb2.SampleBankResponse(
+            example_id=drawn.astype("<i8").tobytes(), scores=drawn.astype("<f4").tobytes()
         )
 
     def _push_weights(

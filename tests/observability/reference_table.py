@@ -1,4 +1,4 @@
-"""A run that gets half of its reference losses from a table, and the operator's table."""
+"""A run that asks for everything, half of its reference losses from a table; and the operator's table."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import save_file
 
+from preceptor import MemoryBank
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.reference.losses_job import build_losses, score_here
 from preceptor_service.reference.part_scorer import Layout, Scoring, read_reference
 from tests.observability.trainers import DISTINCT, Trainer, example_ids, model_config, super_batch, weights
 
-FASHION = Trainer("fashion", settings={"ledger": True, "reference_losses": "known"})
-"""It also keeps a ledger."""
+FASHION = Trainer("fashion", settings={"ledger": True, "reference_losses": "known", "memory_bank": MemoryBank(256)})
+"""It also keeps a ledger, and has a memory bank."""
 
 
 def write_table(folder: Path) -> None:

@@ -96,6 +96,8 @@ class Trainers:
             answers = [self._offer(run, trainer, next(steps)) for _ in range(trainer.at_once)]
             for answer in answers:
                 answer.result(_ANSWER_S)
+            if run.spec.memory_bank is not None:
+                self._run_ahead(run, trainer, next(steps))
             self.stopped.wait(trainer.pause_s)
 
     def _offer(self, run: Run, trainer: Trainer, step: int) -> Future[Selection]:
@@ -105,6 +107,12 @@ class Trainers:
         ids = example_ids(number, rows) if "reference_losses" in trainer.settings else None
         candidates = super_batch(number, rows)
         return run.submit(candidates, trainer.sub_batch_size, step=step, rank=trainer.rank, example_id=ids)
+
+    def _run_ahead(self, run: Run, trainer: Trainer, step: int) -> None:
+        number = step % DISTINCT
+        ids = example_ids(number, trainer.rows)
+        run.remember(super_batch(number, trainer.rows), ids, step=step, rank=trainer.rank)
+        run.sample(trainer.sub_batch_size, step=step, rank=trainer.rank)
 
     def _blunder(self, client: SelectionClient, run: Run) -> None:
         mistakes: list[Callable[[], object]] = [

@@ -9,6 +9,7 @@ import ipaddress
 import os
 import random
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,7 +17,15 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from preceptor.errors import REASON_METADATA_KEY, ClosedError, PreceptorError, UnauthenticatedError, error_from
+from preceptor.errors import (
+    REASON_METADATA_KEY,
+    ClosedError,
+    DeadlineExceededError,
+    PreceptorError,
+    UnauthenticatedError,
+    UnavailableError,
+    error_from,
+)
 from preceptor.wire import Method, methods
 
 # The scores of 10^6 candidates return in one message of some 12 MB; this leaves room for twenty times that.
@@ -197,6 +206,44 @@ class Connection:
         if not isinstance(answer, response):
             raise TypeError(f"{name} answers {type(answer).__name__}, not {response.__name__}")
         return answer, None
+
+    def repeated_unary(
+        self,
+        name: str,
+        request: Callable[[], Message | Iterator[Message]],
+        response: type[M],
+        timeout_s: float,
+        what: str,
+    ) -> M:
+        """As `unary`, for a call that may be repeated: where the service is unavailable, until `timeout_s` has passed.
+
+        Waits between tries in the caller's thread.
+
+        Args:
+            name: of the rpc.
+            request: makes the request, or the stream of requests, of each try.
+            response: type of the answer.
+            timeout_s: for all tries together.
+            what: is not done, for the error, e.g. `"weights of step 3 were not taken"`.
+
+        Raises:
+            UnavailableError: no try was answered in time.
+            PreceptorError: whatever else the gateway said.
+        """
+        deadline = time.monotonic() + timeout_s
+        failures = 0
+        last: RpcFailure | None = None
+        while (remaining_s := deadline - time.monotonic()) > 0:
+            answer, failure = self.try_unary(name, request(), response, remaining_s)
+            if answer is not None:
+                return answer
+            if failure is not None and (not failure.is_transport or isinstance(failure.error, DeadlineExceededError)):
+                raise failure.error
+            last = failure
+            failures += 1
+            time.sleep(max(0.0, min(backoff_s(failures), deadline - time.monotonic())))
+        why = last.error if last is not None else "no attempt was made"
+        raise UnavailableError(f"{what} by {self.target} within {timeout_s:g} s; last: {why}")
 
     def is_serving(self, timeout_s: float) -> bool:
         """Asks the gateway for its health; blocks at most `timeout_s`.

@@ -11,8 +11,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from preceptor import batches, weights
-from preceptor.answers import PushedWeights, RunStatus, Scores, Selection
+from preceptor import batches, memory_bank, weights
+from preceptor.answers import PushedWeights, Remembered, RunStatus, Sampled, Scores, Selection
 from preceptor.channel import Connection, Tls
 from preceptor.decoding import scores_from_proto, spec_of, status_from_proto
 from preceptor.errors import DeadlineExceededError
@@ -20,7 +20,7 @@ from preceptor.ledger import LedgerExport, export_ledger, read_ledger
 from preceptor.runs import RunSpec, spec_to_proto
 from preceptor.stream import SelectStream
 from preceptor.tracing import traced_select
-from preceptor.v1 import ledger_pb2, run_pb2, selection_pb2, weights_pb2
+from preceptor.v1 import ledger_pb2, memory_bank_pb2, run_pb2, selection_pb2, weights_pb2
 from preceptor.wire import CHUNK_BYTES, with_chunk
 
 # The stream settles every future at its deadline; waiting for one a little longer only guards against its failing to.
@@ -323,6 +323,83 @@ class Run:
         scores = scores_from_proto(response)
         self._stream.observe(scores.learner_version)
         return scores
+
+    def remember(
+        self,
+        batch: Mapping[str, Any],
+        example_id: Any,
+        step: int,
+        rank: int = 0,
+        timeout_s: float | None = None,
+    ) -> Remembered:
+        """Scores one super-batch and puts it into the run's memory bank, for runs with `RunSpec.memory_bank`.
+
+        Blocks until that is durable. (step, rank) names it: a repeat gets the first answer and puts nothing in, and it
+        is repeated here while the service is unavailable. Steps of `remember` are apart from those of `sample` and
+        `select`. An example that the bank holds gets the new score and stamp. Call it from any thread, e.g. one that
+        runs ahead of the training.
+
+        Args:
+            batch: as `submit`; at most as many candidates as the bank has room for.
+            example_id: `[B]` whole numbers, or texts of 1 to 128 bytes as UTF-8; all different.
+            step: 0 or above.
+            rank: 0 to 65535.
+            timeout_s: default: the client's.
+
+        Raises:
+            TypeError, ValueError: the batch cannot be encoded.
+            InvalidSuperBatchError: the columns do not fit the run, an id comes twice, or there are too many candidates.
+            BankOffError: the run has no memory bank.
+            StepExistsError: the same (step, rank) was used for other candidates.
+            StepForgottenError: the bank no longer knows whether that step was put in.
+            WeightsMissingError: learner or reference weights were not pushed yet.
+            UnavailableError, DeadlineExceededError: it may be in the bank; repeat it to know.
+        """
+        self._connection.check_usable()
+        self._stream.check_open()
+        encoded = batches.encode(batch, example_id)
+        header = memory_bank_pb2.RememberHeader(
+            run_id=self.run_id,
+            step=_whole("step", step),
+            rank=_whole("rank", rank),
+            observed_learner_version=self._stream.observed_learner_version,
+        )
+        remembered = memory_bank.remember(self._connection, header, encoded, self._timeout(timeout_s))
+        self._stream.observe(remembered.learner_version)
+        return remembered
+
+    def sample(
+        self, sub_batch_size: int, step: int, rank: int = 0, wait_s: float = 0.0, timeout_s: float | None = None
+    ) -> Sampled:
+        """Samples a sub-batch from the run's memory bank by its selector, without replacement; returns ids and scores.
+
+        (step, rank) names it: a repeat gets the same examples. Blocks until that is durable, so that what was sampled
+        once is not sampled again after a crash.
+
+        Args:
+            sub_batch_size: examples to sample, b.
+            step: the trainer's step; 0 or above.
+            rank: the trainer's rank, 0 to 65535.
+            wait_s: how long to wait while the bank holds too few; it is asked again now and then.
+            timeout_s: for each answer; default: the client's.
+
+        Raises:
+            BankShortError: the bank holds fewer examples that are not too stale; nothing was taken from it.
+            BankOffError: the run has no memory bank.
+            InvalidSuperBatchError: `sub_batch_size` is below 1 or above the bank's capacity.
+            StepExistsError: the same (step, rank) was used for another `sub_batch_size`.
+            StepForgottenError: the bank no longer knows what that step got.
+            UnavailableError, DeadlineExceededError: it may have been sampled; repeat it to get it.
+        """
+        if not 0 <= wait_s <= threading.TIMEOUT_MAX:
+            raise ValueError(f"wait_s is {wait_s}; it must be 0 or above, and finite")
+        request = memory_bank_pb2.SampleBankRequest(
+            run_id=self.run_id,
+            step=_whole("step", step),
+            rank=_whole("rank", rank),
+            sub_batch_size=_whole("sub_batch_size", sub_batch_size),
+        )
+        return memory_bank.sample(self._connection, request, wait_s, self._timeout(timeout_s))
 
     def ledger(self, from_step: int | None = None, to_step: int | None = None, timeout_s: float | None = None) -> Any:
         """Returns what answered super-batches were drawn from, for runs with `RunSpec.ledger`.

@@ -5,10 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from preceptor.answers import PushedWeights, RunCost, RunStatus, Scores, Selection, timings_from_proto
+from preceptor.answers import (
+    PushedWeights,
+    Remembered,
+    RunCost,
+    RunStatus,
+    Sampled,
+    Scores,
+    Selection,
+    timings_from_proto,
+)
 from preceptor.errors import InternalError
 from preceptor.runs import RunSpec, seconds, spec_from_proto
-from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
+from preceptor.v1 import memory_bank_pb2, run_pb2, selection_pb2, weights_pb2
 
 
 def selection_from_proto(message: selection_pb2.Selection) -> Selection:
@@ -20,7 +29,7 @@ def selection_from_proto(message: selection_pb2.Selection) -> Selection:
     return Selection(
         step=message.step,
         rank=message.rank,
-        indices=_array(message.indices, np.dtype("<i8")).astype(np.int64),
+        indices=_wholes(message.indices),
         scores=_floats(message.scores),
         learner_version=message.learner_version if message.HasField("learner_version") else None,
         learner_step=message.learner_step if message.HasField("learner_step") else None,
@@ -46,6 +55,41 @@ def scores_from_proto(message: selection_pb2.ScoreResponse) -> Scores:
         learner_step=message.learner_step if message.HasField("learner_step") else None,
         timings=timings_from_proto(message.timings),
         learner_gradient_norms=_floats(message.learner_gradient_norms) if message.learner_gradient_norms else None,
+    )
+
+
+def remembered_from_proto(message: memory_bank_pb2.RememberResponse) -> Remembered:
+    """Returns what was put into a bank.
+
+    Raises:
+        InternalError: the bytes of an array do not fit its type.
+    """
+    return Remembered(
+        scores=_floats(message.scores),
+        learner_version=message.learner_version if message.HasField("learner_version") else None,
+        learner_step=message.learner_step if message.HasField("learner_step") else None,
+        non_finite_count=message.non_finite_count,
+        evicted=message.evicted,
+        examples=message.examples,
+    )
+
+
+def sampled_from_proto(step: int, rank: int, message: memory_bank_pb2.SampleBankResponse) -> Sampled:
+    """Returns what was sampled from a bank at that step.
+
+    Raises:
+        InternalError: the bytes of an array do not fit its type.
+    """
+    texts = list(message.example_id_text)
+    return Sampled(
+        step=step,
+        rank=rank,
+        example_id=texts or _wholes(message.example_id),
+        scores=_floats(message.scores),
+        learner_versions=_wholes(message.learner_versions) if message.learner_versions else None,
+        staleness_steps=step - _wholes(message.learner_steps) if message.learner_steps else None,
+        examples=message.examples,
+        weights=_floats(message.weights) if message.weights else None,
     )
 
 
@@ -115,6 +159,10 @@ def _cost_from_proto(message: run_pb2.RunCost) -> RunCost:
 
 def _floats(data: bytes) -> NDArray[np.float32]:
     return _array(data, np.dtype("<f4")).astype(np.float32)
+
+
+def _wholes(data: bytes) -> NDArray[np.int64]:
+    return _array(data, np.dtype("<i8")).astype(np.int64)
 
 
 def _array(data: bytes, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:

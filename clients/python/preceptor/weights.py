@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from preceptor.answers import PushedWeights
-from preceptor.channel import Connection, RpcFailure, backoff_s
+from preceptor.channel import Connection
 from preceptor.decoding import pushed_from_proto
-from preceptor.errors import DeadlineExceededError, UnavailableError
 from preceptor.v1 import weights_pb2
 from preceptor.wire import CHUNK_BYTES, with_chunk
 
@@ -141,26 +139,14 @@ def push(
     header = weights_pb2.PushHeader(
         run_id=run_id, role=role, step=step, total_bytes=file.total_bytes, rewind=rewind, fold=fold
     )
-    deadline = time.monotonic() + timeout_s
-    failures = 0
-    last: RpcFailure | None = None
-    while (remaining_s := deadline - time.monotonic()) > 0:
-        answer, failure = connection.try_unary(
-            "PushWeights", _requests(header, file), weights_pb2.PushWeightsResponse, remaining_s
-        )
-        if answer is not None:
-            return pushed_from_proto(answer)
-        if failure is not None and (not failure.is_transport or isinstance(failure.error, DeadlineExceededError)):
-            raise failure.error
-        last = failure
-        failures += 1
-        # In the trainer's own thread, which asked to be blocked until the weights are durable.
-        time.sleep(max(0.0, min(backoff_s(failures), deadline - time.monotonic())))
-    why = last.error if last is not None else "no attempt was made"
-    raise UnavailableError(
-        f"weights of step {step} for run {run_id!r} were not taken by {connection.target} within {timeout_s:g} s; "
-        f"last: {why}"
+    answer = connection.repeated_unary(
+        "PushWeights",
+        lambda: _requests(header, file),
+        weights_pb2.PushWeightsResponse,
+        timeout_s,
+        f"weights of step {step} for run {run_id!r} were not taken",
     )
+    return pushed_from_proto(answer)
 
 
 def _requests(header: weights_pb2.PushHeader, file: SafetensorsFile) -> Iterator[weights_pb2.PushWeightsRequest]:

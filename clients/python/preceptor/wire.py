@@ -13,20 +13,27 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from preceptor.v1 import ledger_pb2, selection_pb2, weights_pb2
+from preceptor.v1 import ledger_pb2, memory_bank_pb2, selection_pb2, weights_pb2
 
 CHUNK_BYTES = 1024 * 1024
-"""Bytes of `Chunk.data` that every gateway takes where it named no limit beforehand: in Score and PushWeights."""
+"""Bytes of `Chunk.data` that every gateway takes where it named no limit before: in Score, Remember, PushWeights."""
 
 MESSAGE_OVERHEAD_BYTES = 64 * 1024
 """Room for the fields around `Chunk.data` when a message size limit is derived from a chunk size."""
 
-ChunkedT = TypeVar("ChunkedT", selection_pb2.SelectRequest, selection_pb2.ScoreRequest, weights_pb2.PushWeightsRequest)
+ChunkedT = TypeVar(
+    "ChunkedT",
+    selection_pb2.SelectRequest,
+    selection_pb2.ScoreRequest,
+    weights_pb2.PushWeightsRequest,
+    memory_bank_pb2.RememberRequest,
+)
 
 SERVICES: tuple[ServiceDescriptor, ...] = (
     selection_pb2.DESCRIPTOR.services_by_name["SelectionService"],
     weights_pb2.DESCRIPTOR.services_by_name["WeightsService"],
     ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"],
+    memory_bank_pb2.DESCRIPTOR.services_by_name["MemoryBankService"],
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from preceptor.wire import SERVICES
 from preceptor_service.access.caller import Role
 
-_SELECTION, _WEIGHTS, _LEDGER = (service.full_name for service in SERVICES)
+_SELECTION, _WEIGHTS, _LEDGER, _BANK = (service.full_name for service in SERVICES)
 
 
 @dataclass(frozen=True)
@@ -49,4 +49,6 @@ RULES: Mapping[str, Rule] = {
     f"/{_WEIGHTS}/GetWeights": Rule("score", lambda request: str(request.run_id)),
     # Audited: who reads a ledger takes away what every trainer of the run offered.
     f"/{_LEDGER}/ReadLedger": Rule("score", lambda request: str(request.run_id), digest=lambda *_: None),
+    f"/{_BANK}/Remember": Rule("score", lambda first: str(first.header.run_id), opening="header"),
+    f"/{_BANK}/SampleBank": Rule("score", lambda request: str(request.run_id)),
 }

@@ -12,13 +12,16 @@ from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import ConfigError, ServiceConfig
 from preceptor_service.gateway.access import GatewayAccess
 from preceptor_service.gateway.ledger_service import LedgerService
+from preceptor_service.gateway.memory_bank_service import MemoryBankService
 from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.selection_service import SelectionService
 from preceptor_service.gateway.server import GatewayServer
+from preceptor_service.gateway.uploads import Uploads
 from preceptor_service.gateway.watch import GatewayWatch
 from preceptor_service.gateway.weights_service import WeightsService
 from preceptor_service.ledger.ledger import Ledger
 from preceptor_service.ledger.ledger_store import LedgerStore
+from preceptor_service.memory_bank.memory_banks import MemoryBanks
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.pipeline import Pipeline
@@ -59,17 +62,20 @@ class Gateway:
         run_store = RunStore.open(config.weights)
         ledger_store = LedgerStore(open_storage(config.weights), config.ledger)
         self._ledger = Ledger(ledger_store, config.ledger, metrics)
+        self._banks = MemoryBanks(open_storage(config.weights), config.memory_bank)
         runs = RunRegistry(config, run_store, weight_store, architectures, pool, forgotten=self._forget)
         pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
         recorder = Recorder(metrics, self._ledger)
+        uploads = Uploads(pipeline, config.gateway)
         self._metrics = metrics
         self._metrics_server: WSGIServer | None = None
         self._watch = GatewayWatch(config, pool, weight_store, in_flight, metrics)
         self._access = GatewayAccess(config, run_store, weight_store, metrics)
         self._server = GatewayServer(
-            SelectionService(runs, pipeline, config.gateway, metrics, recorder, tracing),
+            SelectionService(runs, pipeline, uploads, config.gateway, metrics, recorder, tracing),
             WeightsService(runs, weight_store, recorder),
             LedgerService(runs, self._ledger, ledger_store),
+            MemoryBankService(runs, pipeline, uploads, self._banks, recorder),
             self._access.guard,
             self._access.tls,
             config.gateway,
@@ -99,6 +105,7 @@ class Gateway:
         """Finishes what was accepted, then stops listening, and closes the pool and the tracing."""
         await self._server.drain()
         await self._ledger.stop()
+        await self._banks.stop()
         await self._watch.stop()
         await self._access.stop()
         self._close_metrics()
@@ -107,6 +114,7 @@ class Gateway:
 
     def _forget(self, run_id: str) -> None:
         self._ledger.forget(run_id)
+        self._banks.forget(run_id)
         self._metrics.forget_run(run_id)
 
     def _serve_metrics(self) -> int | None:

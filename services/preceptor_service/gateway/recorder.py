@@ -14,8 +14,9 @@ from preceptor.v1 import selection_pb2
 from preceptor_service.cost_meter import Cost
 from preceptor_service.ledger.entries import Entry
 from preceptor_service.ledger.ledger import Ledger
+from preceptor_service.memory_bank.bank import Put, Sample
 from preceptor_service.metrics import LEDGER_LOSSES, SERVICE_CODES, STAGES, GatewayMetrics
-from preceptor_service.pipeline import FallbackReason, Selected
+from preceptor_service.pipeline import FallbackReason, Selected, Stages
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.weight_store import Role
 
@@ -77,12 +78,8 @@ class Recorder:
         if run.deleted.is_set():
             return
         run.counters.count(header.step, header.row_count, header.sub_batch_size, selected.is_fallback)
-        metrics, run_id, stages = self._metrics, run.run_id, selected.stages
-        run.counters.reference_losses_found += stages.reference_losses_found
-        run.counters.reference_losses_missing += stages.reference_losses_missing
-        if run.table is not None:
-            metrics.reference_losses.labels(run_id, "table").inc(stages.reference_losses_found)
-            metrics.reference_losses.labels(run_id, "live").inc(stages.reference_losses_missing)
+        metrics, run_id = self._metrics, run.run_id
+        self._reference_losses(run, selected.stages)
         metrics.super_batches.labels(run_id).inc()
         metrics.candidates.labels(run_id).inc(header.row_count)
         metrics.selected.labels(run_id).inc(header.sub_batch_size)
@@ -116,6 +113,44 @@ class Recorder:
         if not run.deleted.is_set():
             self._metrics.failed_pushes.labels(run.run_id, error.code).inc()
 
+    def remembered(self, run: ActiveRun, put: Put, stages: Stages) -> None:
+        """Records a super-batch that was put into the run's memory bank; not one that was put in before."""
+        if run.deleted.is_set():
+            return
+        metrics, run_id = self._metrics, run.run_id
+        self._begin_bank(run_id)
+        run.counters.candidates += len(put.scores)
+        self._reference_losses(run, stages)
+        finite = int(np.count_nonzero(np.isfinite(put.scores)))
+        metrics.non_finite.labels(run_id).inc(len(put.scores) - finite)
+        metrics.bank_remembered.labels(run_id).inc(finite)
+        metrics.bank_evicted.labels(run_id).inc(put.evicted)
+        metrics.bank_examples.labels(run_id).set(put.examples)
+        self._scoring(run_id, stages)
+        if (cost := run.cost) is not None:
+            self._cost(run, cost, len(put.scores))
+
+    def sampled(self, run: ActiveRun, sample: Sample) -> None:
+        """Records a sub-batch that was sampled from the run's memory bank; not one that was sampled before."""
+        if run.deleted.is_set():
+            return
+        metrics, run_id, counters = self._metrics, run.run_id, run.counters
+        self._begin_bank(run_id)
+        is_first = not counters.selected
+        counters.selected += len(sample.ids)
+        counters.last_step = max(sample.key.step, counters.last_step or 0)
+        metrics.bank_sampled.labels(run_id).inc(len(sample.ids))
+        metrics.bank_examples.labels(run_id).set(sample.examples)
+        if (cost := run.cost) is not None:
+            # Before the first sub-batch nobody knew what is charged for what was scored.
+            self._cost(run, cost, counters.candidates if is_first else 0)
+
+    def found_too_few(self, run: ActiveRun) -> None:
+        """Records a sub-batch that the run's memory bank was too short of examples for."""
+        if not run.deleted.is_set():
+            self._begin_bank(run.run_id)
+            self._metrics.bank_short.labels(run.run_id).inc()
+
     def waits_for_credit(self, run: ActiveRun) -> None:
         """Records that a stream has no credit for another super-batch."""
         if not run.deleted.is_set():
@@ -134,16 +169,33 @@ class Recorder:
             mean.labels(run_id, "selected").set(float(np.mean(selected.scores[selected.indices])))
 
     def _time(self, run_id: str, selected: Selected, answer: selection_pb2.Selection) -> None:
-        metrics, stages = self._metrics, selected.stages
+        metrics = self._metrics
         for stage in STAGES:
             spent = seconds(getattr(answer.timings, stage))
             metrics.stage_latency.labels(stage).observe(spent)
             metrics.stage_seconds.labels(run_id, stage).inc(spent)
+        self._scoring(run_id, selected.stages)
+
+    def _scoring(self, run_id: str, stages: Stages) -> None:
+        metrics = self._metrics
         metrics.micro_batches.labels(run_id).inc(stages.micro_batches)
         metrics.rescored.labels(run_id).inc(stages.rescored_micro_batches)
         metrics.micro_batch_wait_seconds.labels(run_id).inc(stages.wait_s)
         for part, spent in (("forward", stages.forward_s), ("load", stages.load_s), ("queue", stages.queue_s)):
             metrics.scorer_seconds.labels(run_id, part).inc(spent)
+
+    def _reference_losses(self, run: ActiveRun, stages: Stages) -> None:
+        run.counters.reference_losses_found += stages.reference_losses_found
+        run.counters.reference_losses_missing += stages.reference_losses_missing
+        if run.table is not None:
+            self._metrics.reference_losses.labels(run.run_id, "table").inc(stages.reference_losses_found)
+            self._metrics.reference_losses.labels(run.run_id, "live").inc(stages.reference_losses_missing)
+
+    def _begin_bank(self, run_id: str) -> None:
+        """Begins its series together, so that the first event of each is seen as an increase."""
+        metrics = self._metrics
+        for counter in (metrics.bank_remembered, metrics.bank_evicted, metrics.bank_sampled, metrics.bank_short):
+            counter.labels(run_id)
 
     def _learner(self, run: ActiveRun, pinned: Pinned) -> None:
         """Shows the learner version of the answer, or the one that was too old for it."""

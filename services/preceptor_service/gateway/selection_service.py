@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeAlias
 
 import grpc
 
 from preceptor.errors import (
-    DeadlineExceededError,
     GatewayDrainingError,
     InvalidMessageError,
     InvalidRunError,
@@ -22,15 +22,15 @@ from preceptor.errors import (
 from preceptor.runs import RunSpec, spec_from_proto
 from preceptor.v1 import run_pb2, selection_pb2
 from preceptor_service.access.caller import current_caller
-from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import GatewayConfig
 from preceptor_service.gateway import translate
 from preceptor_service.gateway.answer_cache import AnswerCache
-from preceptor_service.gateway.body import Body, check_body_bytes, check_rows, next_message
+from preceptor_service.gateway.body import next_message
 from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.select_stream import SelectStream
+from preceptor_service.gateway.uploads import Uploads
 from preceptor_service.metrics import GatewayMetrics
-from preceptor_service.pipeline import Arrived, Pipeline
+from preceptor_service.pipeline import Pipeline
 from preceptor_service.runs import RunRegistry
 from preceptor_service.tracing import Tracing
 
@@ -46,6 +46,7 @@ class SelectionService:
         self,
         runs: RunRegistry,
         pipeline: Pipeline,
+        uploads: Uploads,
         config: GatewayConfig,
         metrics: GatewayMetrics,
         recorder: Recorder,
@@ -53,12 +54,12 @@ class SelectionService:
     ) -> None:
         self._runs = runs
         self._pipeline = pipeline
+        self._uploads = uploads
         self._config = config
         self._metrics = metrics
         self._recorder = recorder
         self._tracing = tracing
         self._answers = AnswerCache(config.answer_cache_bytes)
-        self._score_bodies = ByteBudget(config.window_bytes)
         self._draining = asyncio.Event()
         self._streams = 0
         self._streams_of_run: Counter[str] = Counter()
@@ -167,33 +168,10 @@ class SelectionService:
             raise InvalidMessageError("the stream does not start with ScoreHeader; send it first")
         header = first.header
         run = await self._runs.get(header.run_id)
-        check_body_bytes(header.body_bytes, self._config)
-        check_rows(header.row_count, header.body_bytes, self._config)
         deadline = asyncio.get_running_loop().time() + run.deadline_s
-        try:
-            async with asyncio.timeout_at(deadline), self._score_bodies.hold(header.body_bytes):
-                body = await _received(requests, header.body_bytes)
-                received = time.perf_counter()
-                pinned = await self._pipeline.pin(run, None, header.observed_learner_version, deadline)
-                scored, stages = await self._pipeline.score(
-                    run, pinned, Arrived(body.read(), header.row_count, deadline)
-                )
-        except TimeoutError as error:
-            raise DeadlineExceededError(
-                f"{header.body_bytes} bytes were not received and scored within {run.deadline_s:g} s; send them at "
-                "once, or raise the run's deadline_s"
-            ) from error
+        score = partial(self._pipeline.score, run)
+        (scored, stages), pinned, received = await self._uploads.scored(run, header, requests, score, deadline)
         return translate.scores(scored, pinned, stages, received - started, time.perf_counter() - started)
-
-
-async def _received(requests: AsyncIterator[selection_pb2.ScoreRequest], body_bytes: int) -> Body:
-    body = Body(body_bytes)
-    while not body.is_complete:
-        request = await next_message(requests)
-        if request.WhichOneof("kind") != "chunk":
-            raise InvalidMessageError("something other than a Chunk came inside the body")
-        body.accept(request.chunk)
-    return body
 
 
 def _spec(message: run_pb2.RunSpec) -> RunSpec:

@@ -10,6 +10,7 @@ from preceptor_service.config import ConfigError, GatewayConfig
 from preceptor_service.gateway.guard import Guard
 from preceptor_service.gateway.handlers import generic_handlers
 from preceptor_service.gateway.ledger_service import LedgerService
+from preceptor_service.gateway.memory_bank_service import MemoryBankService
 from preceptor_service.gateway.selection_service import SelectionService
 from preceptor_service.gateway.tls import ServerTls
 from preceptor_service.gateway.weights_service import WeightsService
@@ -29,6 +30,7 @@ class GatewayServer:
         selection: answers trainers.
         weights: takes weights.
         ledger: reads ledgers.
+        memory_bank: answers for memory banks.
         guard: lets calls through.
         tls: None for plaintext.
         config: address and limits.
@@ -41,6 +43,7 @@ class GatewayServer:
         selection: SelectionService,
         weights: WeightsService,
         ledger: LedgerService,
+        memory_bank: MemoryBankService,
         guard: Guard,
         tls: ServerTls | None,
         config: GatewayConfig,
@@ -67,7 +70,7 @@ class GatewayServer:
             ]
         )
         names = (service.full_name for service in SERVICES)
-        services = dict(zip(names, (selection, weights, ledger), strict=True))
+        services = dict(zip(names, (selection, weights, ledger, memory_bank), strict=True))
         self._server.add_generic_rpc_handlers(generic_handlers(services, guard, metrics))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 
 from preceptor.errors import PreceptorError
 from preceptor.runs import spec_to_proto
-from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
+from preceptor.v1 import memory_bank_pb2, run_pb2, selection_pb2, weights_pb2
 from preceptor_service.cost_meter import Cost
+from preceptor_service.memory_bank.bank import Put, Sample
+from preceptor_service.memory_bank.ids import are_texts, as_texts
 from preceptor_service.pipeline import Scored, Selected, Stages
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.weight_store import WeightsVersion
@@ -25,7 +28,7 @@ def selection(step: int, rank: int, selected: Selected, receive_s: float, total_
     return selection_pb2.Selection(
         step=step,
         rank=rank,
-        indices=selected.indices.astype("<i8", copy=False).tobytes(),
+        indices=_wholes(selected.indices),
         scores=_floats(selected.scores),
         learner_version=learner.version if learner else None,
         learner_step=learner.step if learner else None,
@@ -49,6 +52,32 @@ def scores(
         learner_version=pinned.learner.version if pinned.learner else None,
         learner_step=pinned.learner.step if pinned.learner else None,
         timings=_timings(stages, receive_s, total_s),
+    )
+
+
+def remembered(put: Put) -> memory_bank_pb2.RememberResponse:
+    """Returns the answer to a super-batch that was put into a bank."""
+    return memory_bank_pb2.RememberResponse(
+        scores=_floats(put.scores),
+        learner_version=put.learner_version or None,
+        learner_step=put.learner_step if put.learner_version else None,
+        non_finite_count=len(put.scores) - int(np.isfinite(put.scores).sum()),
+        evicted=put.evicted,
+        examples=put.examples,
+    )
+
+
+def sampled(sample: Sample) -> memory_bank_pb2.SampleBankResponse:
+    """Returns a sub-batch from a bank."""
+    texts, has_learner = are_texts(sample.ids), bool(sample.learner_versions.all())
+    return memory_bank_pb2.SampleBankResponse(
+        example_id=b"" if texts else _wholes(sample.ids),
+        example_id_text=as_texts(sample.ids) if texts else (),
+        scores=_floats(sample.scores),
+        learner_versions=_wholes(sample.learner_versions) if has_learner else b"",
+        learner_steps=_wholes(sample.learner_steps) if has_learner else b"",
+        weights=_floats(sample.weights),
+        examples=sample.examples,
     )
 
 
@@ -105,6 +134,10 @@ def _cost(cost: Cost | None) -> run_pb2.RunCost | None:
 
 def _floats(values: NDArray[np.float32] | None) -> bytes:
     return b"" if values is None else values.astype("<f4", copy=False).tobytes()
+
+
+def _wholes(values: NDArray[Any]) -> bytes:
+    return values.astype("<i8", copy=False).tobytes()
 
 
 def _timings(stages: Stages, receive_s: float, total_s: float) -> selection_pb2.StageTimings:
