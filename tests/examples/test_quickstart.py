@@ -6,28 +6,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from preceptor import SelectionClient
-from preceptor_service.app import start_service
-from preceptor_service.config import parse_config
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    settings = {
-        "pool": "in-process",
-        "gateway": {"host": "127.0.0.1", "port": 0},
-        "metrics": {"enabled": False},
-        "scorer": {"threads": 1},
-        "weights": {"path": tmp_path_factory.mktemp("store")},
-    }
-    service = start_service(parse_config(settings))
-    yield f"127.0.0.1:{service.ports.grpc}"
-    service.stop()
 
 
 def test_the_quick_start_learns_and_can_be_repeated(target: str, repository: Path) -> None:
