@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +119,7 @@ class Sampled:
     Attributes:
         step: as asked.
         rank: as asked.
-        example_id: `[b]`, in the order drawn, all different: an int64 array, or a list of the texts.
+        example_id: `[b]`, in the order drawn, all different: an int64 array, or the texts as a list.
         scores: float32 `[b]`, the score that each was drawn by.
         learner_versions: int64 `[b]`, the version behind each score; None where the score rule needs none.
         staleness_steps: int64 `[b]`, `step` minus the step at which that version was pushed; None likewise.
@@ -129,7 +130,7 @@ class Sampled:
 
     step: int
     rank: int
-    example_id: NDArray[np.int64] | list[str]
+    example_id: Any
     scores: NDArray[np.float32]
     learner_versions: NDArray[np.int64] | None
     staleness_steps: NDArray[np.int64] | None
