@@ -423,12 +423,15 @@ def test_a_store_that_hangs_holds_up_one_bank_until_the_deadline_and_selection_n
             for step in range(2):
                 with pytest.raises(DeadlineExceededError, match="did not answer for the bank of run 'stuck' in time"):
                     runs[0].sample(8, step=step)
+            with pytest.raises(DeadlineExceededError):
+                remember(runs[0], 1)
             assert hangs.is_set()
             assert runs[1].sample(8, step=0).examples == B - 8
             assert runs[0].select(digits.candidates(1), 4, step=0).indices.shape == (4,)
             goes_on.set()
         assert runs[0].sample(8, step=0).examples == B - 8  # it was done, once
         assert runs[0].sample(8, step=1).examples == B - 16
+        assert remember(runs[0], 1).examples == 2 * B - 16
 
 
 def test_a_super_batch_that_is_not_scored_in_time_is_not_remembered(

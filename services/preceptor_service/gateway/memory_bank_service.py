@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import TypeAlias
 
 import grpc
@@ -18,9 +17,10 @@ from preceptor_service.gateway.body import next_message
 from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.uploads import Uploads
 from preceptor_service.memory_bank.bank import BANK_DOMAIN, Key, Put
+from preceptor_service.memory_bank.bank_store import Answer
 from preceptor_service.memory_bank.memory_banks import MemoryBanks
-from preceptor_service.pipeline import Pipeline
-from preceptor_service.runs import ActiveRun, RunRegistry
+from preceptor_service.pipeline import Arrived, Pipeline, Stages
+from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
 
 Context: TypeAlias = grpc.aio.ServicerContext
 
@@ -56,12 +56,16 @@ class MemoryBankService:
         known = await self._banks.find_put(run.record, key, identity, deadline)
         if known is not None:  # scoring it again would cost time, and change nothing
             return translate.remembered(known)
-        score = partial(self._pipeline.score_by_id, run)
-        uploaded = await self._uploads.scored(run, header, requests, score, deadline)
-        (scored, ids, stages), learner = uploaded.scored, uploaded.pinned.learner
-        version, step = (learner.version, learner.step) if learner else (0, 0)
-        asked = Put(key, identity, ids, scored.scores, version, step)
-        answer = await self._banks.put(run.record, asked, settings, deadline)
+
+        async def scored_and_put(pinned: Pinned, arrived: Arrived) -> tuple[Answer[Put], Stages]:
+            scored, ids, stages = await self._pipeline.score_by_id(run, pinned, arrived)
+            learner = pinned.learner
+            version, step = (learner.version, learner.step) if learner else (0, 0)
+            asked = Put(key, identity, ids, scored.scores, version, step)
+            return await self._banks.put(run.record, asked, settings, deadline), stages
+
+        # While it waits for the store, too, its bytes count as held.
+        (answer, stages), *_ = await self._uploads.scored(run, header, requests, scored_and_put, deadline)
         if answer.is_new:
             self._recorder.remembered(run, answer.operation, stages)
         return translate.remembered(answer.operation)
