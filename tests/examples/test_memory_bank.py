@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 from preceptor import SelectionClient
+from preceptor_service.config import MemoryBankConfig
+from preceptor_service.memory_bank.ids import MAX_ID_BYTES
+from preceptor_service.memory_bank.rows import ROW_BYTES
 
 UPDATES = 300
 
@@ -29,6 +32,13 @@ def test_it_learns_from_what_was_scored_ahead(target: str, repository: Path) -> 
     with SelectionClient(target) as client:
         [run] = client.list_runs()
     assert (run.super_batches, run.candidates, run.selected) == (0, UPDATES * 192, UPDATES * 64)
+
+
+def test_the_page_tells_the_bounds_that_the_service_has(repository: Path) -> None:
+    page, bounds = (repository / "docs" / "memory-bank.md").read_text(), MemoryBankConfig()
+    assert f"{ROW_BYTES} bytes each: {bounds.max_bytes_per_run // ROW_BYTES:,} by default" in page
+    assert f"`memory_bank.keep_operations` operations ({bounds.keep_operations:,})" in page
+    assert f"texts of 1 to {MAX_ID_BYTES} bytes" in page
 
 
 def test_the_page_quotes_its_core(repository: Path) -> None:
