@@ -30,6 +30,8 @@ from preceptor_service.memory_bank.operations import (
     DamagedError,
     operation_from_bytes,
     operation_to_bytes,
+    pack_from_bytes,
+    pack_to_bytes,
     snapshot_from_bytes,
     snapshot_to_bytes,
 )
@@ -51,7 +53,7 @@ from tests.memory_bank.acting import (
 from tests.memory_bank.gateway import DIED
 from tests.stores import Place
 
-GRACE_S = 180.0
+GRACE_S = 120.0
 
 
 @pytest.fixture
@@ -229,18 +231,36 @@ def busy(bank: Any, record: Any, steps: range) -> None:
             bank.write_snapshot()
 
 
-def test_old_operations_and_snapshots_are_removed_and_a_new_gateway_needs_none_of_them(place: Place) -> None:
-    record, config, now = record_of(place.open()), MemoryBankConfig(keep_operations=3), [0.0]
+def test_what_a_snapshot_has_is_packed_and_removed_and_repeats_are_answered_from_the_packs(place: Place) -> None:
+    record, config, now = record_of(place.open()), MemoryBankConfig(keep_operations=18), [0.0]
     bank = opened(place.open(), record, config, snapshot_every=4, clock=lambda: now[0])
-    for number in range(7):
+    for number in range(8):
         busy(bank, record, range(number * 4, number * 4 + 4))
         now[0] += GRACE_S / 4
         place.age(GRACE_S / 4 + 1)
-    assert kept(place, "snapshot") == [12, 16, 20, 24, 28]  # 12 is the newest that is older than grace
-    assert kept(place, "operation") == list(range(13, 29))
+    assert kept(place, "snapshot") == [16, 20, 24, 28, 32]  # 16 is the newest that is older than grace
+    assert kept(place, "operation") == list(range(17, 33))
+    assert kept(place, "pack") == [16]
+    busy(bank, record, range(32, 36))
+    assert kept(place, "pack") == [20]
     late = opened(place.open(), record, config)
-    assert not remember(late, record, asked(27, [27], [1.0])).is_new
+    for gateway in (bank, late):
+        for step in range(18, 36):
+            answer = remember(gateway, record, asked(step, [step], [1.0]))
+            assert (answer.is_new, answer.operation.examples) == (False, step + 1)
+        with pytest.raises(StepForgottenError, match="step 17 of rank 0 may have been put in already"):
+            remember(gateway, record, asked(17, [17], [1.0]))
     assert same(late.bank, bank.bank)
+    more = opened(place.open(), record, MemoryBankConfig(keep_operations=1000))
+    remember(more, record, asked(36, [36], [1.0]))
+    place.write(f"{place.versions('run', 'bank')}/{pack_of(place)}", b"x")
+    with pytest.raises(InternalError, match=r"has a damaged pack 20 \(its checksum is wrong\)"):
+        remember(late, record, asked(18, [18], [1.0]))
+
+
+def pack_of(place: Place) -> str:
+    (pack,) = [name for name in place.names(place.versions("run", "bank")) if name.endswith(".pack")]
+    return pack
 
 
 def test_an_idle_gateway_whose_next_operation_is_gone_goes_on_from_what_is_there(place: Place) -> None:
@@ -366,7 +386,10 @@ def test_a_flipped_byte_never_passes(storage: Storage) -> None:
     put = remember(bank, record, asked(0, ["a", "b"], [1.0, 2.0])).operation
     sampled = draw_from(bank, record, 2, 0).operation
     whole = [operation_to_bytes(put), operation_to_bytes(sampled), snapshot_to_bytes(bank.bank)]
+    whole.append(pack_to_bytes({7: whole[0], 9: whole[1]}))
     read: list[Callable[[bytes], Any]] = [operation_from_bytes, operation_from_bytes, snapshot_from_bytes]
+    read.append(pack_from_bytes)
+    assert pack_from_bytes(whole[3]) == {7: whole[0], 9: whole[1]}
     rng = np.random.default_rng(0)
     for content, parse in zip(whole, read, strict=True):
         parse(content)

@@ -2,6 +2,7 @@
 
     runs/<run_id>/…/bank/<number>-<life>.operation     what was done, with its outcome
     runs/<run_id>/…/bank/<number>-<life>.snapshot      the bank after that many operations
+    runs/<run_id>/…/bank/<number>-<life>.pack          operations up to that one that are only needed for repeats
 
 Operation n is whoever's creates that name first (ADR 5), so several gateways cannot do different things to one bank,
 and one that is killed before that name is there did nothing. See ADR 7.
@@ -25,6 +26,8 @@ from preceptor_service.memory_bank.operations import (
     DamagedError,
     operation_from_bytes,
     operation_to_bytes,
+    pack_from_bytes,
+    pack_to_bytes,
     snapshot_from_bytes,
     snapshot_to_bytes,
 )
@@ -33,10 +36,10 @@ from preceptor_service.storage import Storage
 from preceptor_service.weight_staging import disk_errors
 
 _ROLE = "bank"
-_NAME = re.compile(r"(\d{12})-([0-9a-f]{8})\.(operation|snapshot)")
+_NAME = re.compile(r"(\d{12})-([0-9a-f]{8})\.(operation|snapshot|pack)")
 _TRIES = 5
 _SNAPSHOT_EVERY = 128
-_GRACE_S = 180.0
+_GRACE_S = 120.0
 """How long an operation stays after a snapshot that it is part of. Whoever knows the bank as it was less than half of
 that ago can rely on it that what was done since is still there, and that a name it creates was never taken."""
 
@@ -48,6 +51,7 @@ class _Listed(NamedTuple):
 
     operations: list[int]
     snapshots: list[int]
+    packs: list[int]
 
 
 class Answer(NamedTuple, Generic[OperationT]):
@@ -185,8 +189,11 @@ class OpenBank:
             return None
         try:
             operation, _ = self._read(record.number)
-        except FileNotFoundError:  # a gateway that keeps less removed it
-            raise forgotten(key, key.step) from None
+        except FileNotFoundError:
+            packed = self._read_packed(record.number)
+            if packed is None:  # a gateway that keeps less removed it
+                raise forgotten(key, key.step) from None
+            operation = packed
         if not isinstance(operation, kind) or operation.key != key:
             raise self._damaged(f"has another operation {record.number}")
         return operation
@@ -267,27 +274,61 @@ class OpenBank:
 
     def _read(self, number: int) -> tuple[Operation, int]:
         content = self._storage.read_once(self._path(number, "operation"))
+        return self._parsed(number, content), len(content)
+
+    def _read_packed(self, number: int) -> Operation | None:
+        """Returns an operation from the pack that has it; None where none has."""
+        for pack in self._listed().packs:
+            if pack < number:
+                continue
+            try:
+                found = pack_from_bytes(self._storage.read_once(self._path(pack, "pack"))).get(number)
+            except FileNotFoundError:
+                continue
+            except DamagedError as error:
+                raise self._damaged(f"has a damaged pack {pack} ({error})") from error
+            if found is not None:
+                return self._parsed(number, found)
+        return None
+
+    def _parsed(self, number: int, content: bytes) -> Operation:
         try:
-            return operation_from_bytes(content), len(content)
+            return operation_from_bytes(content)
         except DamagedError as error:
             raise self._damaged(f"has a damaged operation {number} ({error})") from error
 
     def _collect(self, bank: Bank) -> None:
-        """Removes snapshots before the newest that is older than grace, and operations before it and every record."""
-        snapshots, before_s = self._listed().snapshots, self._storage.clock_s() - self._grace_s
+        """Removes snapshots before the newest that is older than grace, and packs the operations that this one has.
+
+        Few large objects are quicker to list than many small ones. Packs are there as long as one of their answers is
+        remembered.
+        """
+        listed, before_s = self._listed(), self._storage.clock_s() - self._grace_s
         base = 0
-        for number in reversed(snapshots):
+        for number in reversed(listed.snapshots):
             with suppress(FileNotFoundError):  # another gateway was faster
                 if self._storage.modified_s(self._path(number, "snapshot")) < before_s:
                     base = number
                     break
-        for number in snapshots:
+        for number in listed.snapshots:
             if number < base:
                 self._remove(number, "snapshot")
-        # In rising order: where one is there, so are those after it.
-        for number in self._listed().operations:
-            if number <= base and number < bank.first_record:
-                self._remove(number, "operation")
+        settled = [number for number in listed.operations if number <= base]
+        self._pack([number for number in settled if number >= bank.first_record])
+        for number in settled:  # in rising order: where one is there, so are those after it
+            self._remove(number, "operation")
+        for number in listed.packs:
+            if number < bank.first_record:
+                self._remove(number, "pack")
+
+    def _pack(self, numbers: list[int]) -> None:
+        operations: dict[int, bytes] = {}
+        for number in numbers:
+            with suppress(FileNotFoundError):  # another gateway packed it
+                operations[number] = self._storage.read_once(self._path(number, "operation"))
+        if operations:
+            with disk_errors():
+                self._storage.create(self._path(max(operations), "pack"), pack_to_bytes(operations))
 
     def _remove(self, number: int, kind: str) -> None:
         with suppress(FileNotFoundError):  # another gateway was faster
@@ -302,10 +343,8 @@ class OpenBank:
             for name in self._storage.names(self._folder or "")
             if (match := _NAME.fullmatch(name)) and match[2] == self._life
         ]
-        numbers = {
-            kind: sorted(int(match[1]) for match in found if match[3] == kind) for kind in ("operation", "snapshot")
-        }
-        return _Listed(numbers["operation"], numbers["snapshot"])
+        kinds = ("operation", "snapshot", "pack")
+        return _Listed(*(sorted(int(match[1]) for match in found if match[3] == kind) for kind in kinds))
 
     def _path(self, number: int, kind: str) -> str:
         return f"{self._folder}/{number:012d}-{self._life}.{kind}"

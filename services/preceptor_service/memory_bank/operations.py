@@ -1,9 +1,10 @@
-"""Operations and snapshots of a bank as the bytes that lie in the store: checksummed Arrow streams. Knows no store."""
+"""Operations, packs and snapshots of a bank as the bytes that lie in the store: checksummed Arrow. Knows no store."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,30 @@ def operation_from_bytes(content: bytes) -> Operation:
         stamps = _array(columns["learner_version"]), _array(columns["learner_step"])
         return Sample(key, about["identity"], ids, scores, *stamps, weights, about["examples"])
     except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(str(error)) from error
+
+
+def pack_to_bytes(operations: Mapping[int, bytes]) -> bytes:
+    """Returns operations, by number, as they lie in the store, in one piece."""
+    return _sealed(
+        {
+            "number": pa.array(list(operations), pa.int64()),
+            "operation": pa.array(list(operations.values()), pa.large_binary()),
+        },
+        {},
+    )
+
+
+def pack_from_bytes(content: bytes) -> dict[int, bytes]:
+    """Returns the operations that were packed.
+
+    Raises:
+        DamagedError: it cannot be read.
+    """
+    columns, _ = _opened(content)
+    try:
+        return dict(zip(columns["number"].to_pylist(), columns["operation"].to_pylist(), strict=True))
+    except KeyError as error:
         raise DamagedError(str(error)) from error
 
 
