@@ -134,7 +134,7 @@ def test_what_another_gateway_put_in_is_there_for_a_sample_at_once(place: Place)
 def test_racing_gateways_do_one_thing_after_the_other_and_sample_nothing_twice(place: Place) -> None:
     record = record_of(place.open())
     gateways = [opened(place.open(), record) for _ in range(3)]
-    steps = 12
+    steps = 8
 
     def act(rank: int) -> list[int]:
         bank, drawn = gateways[rank], list[int]()
@@ -236,9 +236,9 @@ def test_what_a_snapshot_has_is_packed_and_removed_and_repeats_are_answered_from
     bank = opened(place.open(), record, config, snapshot_every=4, clock=lambda: now[0])
     for number in range(8):
         busy(bank, record, range(number * 4, number * 4 + 4))
-        now[0] += GRACE_S / 4
-        place.age(GRACE_S / 4 + 1)
-    assert kept(place, "snapshot") == [16, 20, 24, 28, 32]  # 16 is the newest that is older than grace
+        now[0] += GRACE_S / 3
+        place.age(GRACE_S / 3 + 1)
+    assert kept(place, "snapshot") == [16, 20, 24, 28, 32]  # 20 is the newest that is older than grace
     assert kept(place, "operation") == list(range(17, 33))
     assert kept(place, "pack") == [16]
     busy(bank, record, range(32, 36))
@@ -268,14 +268,14 @@ def test_an_idle_gateway_whose_next_operation_is_gone_goes_on_from_what_is_there
     idle = opened(place.open(), record, config, clock=lambda: now[0])
     other = opened(place.open(), record, config, snapshot_every=4, clock=lambda: now[0])
     remember(idle, record, asked(0, [0], [1.0]))
-    for number in range(3):
+    for number in range(4):
         busy(other, record, range(number * 4 + 1, number * 4 + 5))
         now[0] += GRACE_S
         place.age(GRACE_S + 1)
     assert min(kept(place, "operation")) > 2
-    assert remember(idle, record, asked(13, [13], [1.0])).is_new
-    assert sorted(contents(idle.bank)) == list(range(14))
-    remember(other, record, asked(14, [14], [1.0]))
+    assert remember(idle, record, asked(17, [17], [1.0])).is_new
+    assert sorted(contents(idle.bank)) == list(range(18))
+    remember(other, record, asked(18, [18], [1.0]))
     assert same(opened_and_read(place, record, config), other.bank)
 
 
@@ -306,7 +306,7 @@ def test_an_operation_created_so_late_that_its_name_was_free_again_is_taken_back
     remember(slow, record, asked(0, [0], [1.0]))
 
     def others_go_on() -> None:
-        for number in range(3):
+        for number in range(4):
             busy(other, record, range(number * 4 + 1, number * 4 + 5))
             now[0] += GRACE_S
             for path in (tmp_path / "runs").rglob("*.snapshot"):
@@ -314,12 +314,12 @@ def test_an_operation_created_so_late_that_its_name_was_free_again_is_taken_back
 
     storage.meanwhile = others_go_on
     assert remember(slow, record, asked(20, [20], [1.0])).is_new
-    assert slow.bank.number == 14
-    assert sorted(contents(slow.bank)) == [*range(13), 20]
+    assert slow.bank.number == 18
+    assert sorted(contents(slow.bank)) == [*range(17), 20]
     assert not list((tmp_path / "runs").rglob("000000000002-*.operation"))
     other.find(asked(20, [], []).key, asked(20, [20], [1.0]).identity, type(asked(0, [], [])))
     remember(other, record, asked(21, [21], [1.0]))
-    assert sorted(contents(other.bank)) == [*range(13), 20, 21]
+    assert sorted(contents(other.bank)) == [*range(17), 20, 21]
 
 
 def test_a_deleted_run_takes_its_bank_along_and_another_of_its_name_begins_an_empty_one(place: Place) -> None:
@@ -342,23 +342,34 @@ def test_a_deleted_run_takes_its_bank_along_and_another_of_its_name_begins_an_em
     assert remember(anew, latter, asked(0, [2], [1.0])).is_new
 
 
-def test_what_lies_damaged_in_the_store_is_named_or_gone_around(place: Place) -> None:
-    record = record_of(place.open())
-    bank = opened(place.open(), record, snapshot_every=4, grace_s=0.0)
-    busy(bank, record, range(4))
-    bank.write_snapshot()
+@pytest.mark.parametrize("rounds", [1, 6])
+def test_any_one_snapshot_may_be_damaged(place: Place, rounds: int) -> None:
+    record, config, now = record_of(place.open()), MemoryBankConfig(keep_operations=3), [0.0]
+    bank = opened(place.open(), record, config, snapshot_every=4, clock=lambda: now[0])
+    for number in range(rounds):
+        busy(bank, record, range(number * 4, number * 4 + 4))
+        now[0] += GRACE_S
+        place.age(GRACE_S + 1)
     folder = place.versions("run", "bank")
-    (snapshot,) = [name for name in place.names(folder) if name.endswith(".snapshot")]
-    place.write(f"{folder}/{snapshot}", b"nothing like it")
-    intact = opened(place.open(), record)
-    assert not remember(intact, record, asked(1, [1], [1.0])).is_new
-    assert same(intact.bank, bank.bank)
+    snapshots = [name for name in place.names(folder) if name.endswith(".snapshot")]
+    assert len(snapshots) == min(rounds, 3)
+    place.write(f"{folder}/{snapshots[-1]}", b"nothing like it")
+    late = opened(place.open(), record, config)
+    assert remember(late, record, asked(99, [99], [1.0])).is_new
+    assert sorted(contents(late.bank)) == [*range(rounds * 4), 99]
+
+
+def test_a_damaged_operation_is_named_and_whoever_knew_what_it_did_goes_on(place: Place) -> None:
+    record = record_of(place.open())
+    bank = opened(place.open(), record)
+    busy(bank, record, range(4))
+    folder = place.versions("run", "bank")
     (second,) = [name for name in place.names(folder) if name.startswith("000000000002-")]
     place.write(f"{folder}/{second}", b"")
-    for attempt in (opened(place.open(), record), intact):
+    for attempt in (opened(place.open(), record), bank):
         with pytest.raises(InternalError, match=r"the bank of run 'run' has a damaged operation 2 \(its checksum is"):
             remember(attempt, record, asked(1, [1], [1.0]))
-    assert remember(intact, record, asked(9, [9], [1.0])).is_new  # whoever knew what it did goes on
+    assert remember(bank, record, asked(9, [9], [1.0])).is_new
 
 
 def test_a_bank_that_lacks_an_operation_is_not_guessed_at(tmp_path: Path) -> None:

@@ -298,18 +298,20 @@ class OpenBank:
             raise self._damaged(f"has a damaged operation {number} ({error})") from error
 
     def _collect(self, bank: Bank) -> None:
-        """Removes snapshots before the newest that is older than grace, and packs the operations that this one has.
+        """Removes what comes before the last snapshot but one that is older than grace; packs the operations first.
 
-        Few large objects are quicker to list than many small ones. Packs are there as long as one of their answers is
-        remembered.
+        So one damaged snapshot loses nothing. Packed, because few large objects are quicker to list than many small
+        ones; a pack is there as long as one of its answers is remembered.
         """
         listed, before_s = self._listed(), self._storage.clock_s() - self._grace_s
-        base = 0
+        base, has_later = 0, False
         for number in reversed(listed.snapshots):
             with suppress(FileNotFoundError):  # another gateway was faster
                 if self._storage.modified_s(self._path(number, "snapshot")) < before_s:
-                    base = number
-                    break
+                    if has_later:
+                        base = number
+                        break
+                    has_later = True
         for number in listed.snapshots:
             if number < base:
                 self._remove(number, "snapshot")
