@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from deploy.dashboards.pictures import Line, draw
+from preceptor import MemoryBank
 from preceptor_service.ray_cluster import RayCluster
 from tests.observability.dashboard_files import NAMES, read
 from tests.observability.live import VARIABLES, Live, running, write_files
@@ -24,7 +25,7 @@ from tests.observability.scrape_settings import of_the_chart
 from tests.observability.trainers import Trainer
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
-FASHION = Trainer("fashion", rows=128, sub_batch_size=32, pause_s=0.15)
+FASHION = Trainer("fashion", rows=128, sub_batch_size=32, pause_s=0.15, settings={"memory_bank": MemoryBank(512)})
 LETTERS = Trainer("letters", rows=256, sub_batch_size=64, at_once=4, pause_s=1.0)
 STEP_S = 1.0
 
