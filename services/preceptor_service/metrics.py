@@ -122,6 +122,13 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
             ("run", "source"),
             "Reference losses of runs that name a table of them: found in it (table), scored for lack of it (live).",
         ),
+        Metric(
+            "control_super_batches",
+            "counter",
+            "1",
+            ("run",),
+            "Answers of steps that were held back as the control arm, of runs with a control_fraction.",
+        ),
         Metric("scoring_flops", "counter", "1", ("run",), "Floating-point operations of forward passes that scored."),
         Metric(
             "forward_flops",
@@ -290,6 +297,7 @@ class GatewayMetrics:
         self.pushes = self._counter("weight_pushes")
         self.push_seconds = self._counter("weight_push_seconds")
         self.mean_score = self._gauge("mean_score")
+        self.control_super_batches = self._counter("control_super_batches")
         self.scoring_flops = self._counter("scoring_flops")
         self.reference_losses = self._counter("reference_losses")
         self.forward_flops = self._gauge("forward_flops")

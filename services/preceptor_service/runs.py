@@ -55,7 +55,10 @@ class RunCounters:
     candidates: int = 0
     selected: int = 0
     fallbacks: int = 0
+    control_super_batches: int = 0
     failures: int = 0
+    forward_s: float = 0.0
+    answer_s: float = 0.0
     reference_losses_found: int = 0
     reference_losses_missing: int = 0
 

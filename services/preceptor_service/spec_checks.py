@@ -19,6 +19,7 @@ _DEADLINE_S = (1e-3, 3600.0)
 _FLOPS = (1.0, 1e18)
 _SAVINGS = (-10.0, 0.99)
 _INT64_MAX = 2**63 - 1
+_MAX_CONTROL_FRACTION = 0.99
 _MAX_SETTINGS = 64
 _MAX_LIST = 64
 _MAX_TEXT = 256
@@ -53,6 +54,8 @@ def check_spec(spec: RunSpec) -> None:
     if spec.memory_bank is not None:
         _check_bank(spec.memory_bank)
     _check_schedule(spec)
+    _check_range("control_fraction", spec.control_fraction, 0, _MAX_CONTROL_FRACTION)
+    _check_range("control_block_steps", spec.control_block_steps, 1, _INT64_MAX)
 
 
 def check_method(spec: RunSpec, methods: MethodRegistry) -> None:
@@ -76,6 +79,11 @@ def check_method(spec: RunSpec, methods: MethodRegistry) -> None:
         raise InvalidRunError(
             f"reference_losses is {spec.reference_losses!r} together with {why}; a table has the losses of "
             "one reference that the score reads"
+        )
+    if spec.control_fraction > 0 and spec.score == "uniform":
+        raise InvalidRunError(
+            f"control_fraction is {spec.control_fraction:g} and score 'uniform': there is nothing to compare with; "
+            "leave it at 0, or choose another score"
         )
     needs_gradient = "learner_gradient_norms" in methods.rule(spec.score).needs
     if needs_gradient and not isinstance(TASKS[spec.task], GradientTask):

@@ -110,6 +110,8 @@ REQUESTS: dict[str, Callable[..., list[Message]]] = {
     "DeleteRun": lambda run_id: [selection_pb2.DeleteRunRequest(run_id=run_id)],
     "Select": lambda run_id: [select_open(run_id), *super_batch(digits.candidates(1))],
     "Score": _score,
+    "ReportMetrics": lambda run_id: [selection_pb2.ReportMetricsRequest(run_id=run_id, step=1, values={"loss": 1.5})],
+    "ListMetrics": lambda run_id: [selection_pb2.ListMetricsRequest(run_id=run_id)],
     "PushWeights": lambda run_id, seed=1: list(push_messages(save(digits.weights(seed)), run_id=run_id, step=1)),
     "ReadLedger": lambda run_id: [ledger_pb2.ReadLedgerRequest(run_id=run_id)],
     "Remember": _remember,

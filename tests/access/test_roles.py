@@ -10,7 +10,10 @@ from preceptor_service.gateway.access_rules import RULES
 from tests.access import calls
 from tests.access.conftest import Guarded
 
-SCORER = {"GetRun", "ListRuns", "Select", "Score", "GetWeights", "ReadLedger", "Remember", "SampleBank"}
+SCORER = {
+    *("GetRun", "ListRuns", "Select", "Score", "GetWeights", "ReadLedger"),
+    *("Remember", "SampleBank", "ReportMetrics", "ListMetrics"),
+}
 EVERY = {*SCORER, "CreateRun", "DeleteRun", "PushWeights"}
 ALLOWED: dict[str, set[str]] = {
     "owner": EVERY,

@@ -84,10 +84,11 @@ def _full(message: Descriptor, choice: FieldDescriptor | None) -> Message:
 def _set(full: Message, message: Descriptor, field: FieldDescriptor) -> None:
     kind = field.message_type
     if kind is not None and kind.GetOptions().map_entry:
-        value = kind.fields_by_name["value"].message_type
-        if value is None:
-            raise ValueError(f"{field.full_name} maps to a scalar; teach this file to set it")
-        getattr(full, field.name)[_value(kind.fields_by_name["key"])].CopyFrom(_inner(value))
+        key, value = (kind.fields_by_name[name] for name in ("key", "value"))
+        if value.message_type is None:
+            getattr(full, field.name)[_value(key)] = _value(value)
+        else:
+            getattr(full, field.name)[_value(key)].CopyFrom(_inner(value.message_type))
     elif kind is not None and _is_repeated(message, field):
         getattr(full, field.name).add().CopyFrom(_inner(kind))
     elif kind is not None:

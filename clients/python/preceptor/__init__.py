@@ -10,10 +10,12 @@ from preceptor.answers import PushedWeights, Remembered, RunCost, RunStatus, Sam
 from preceptor.channel import Tls
 from preceptor.client import Run, SelectionClient
 from preceptor.errors import PreceptorError
+from preceptor.reported_metrics import MetricSeries
 from preceptor.runs import MemoryBank, RunSpec
 
 __all__ = [
     "MemoryBank",
+    "MetricSeries",
     "PreceptorError",
     "PushedWeights",
     "Remembered",

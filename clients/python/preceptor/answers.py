@@ -53,6 +53,7 @@ class Selection:
         timings: where the time went.
         weights: float32 `[b]`, importance weights of `indices`, above 0, the largest 1, all 1 where nothing was
             scored; multiply each example's loss by its own. None unless the run's selector is proportional.
+        is_control: the step was held back as the run's control arm, and therefore drawn uniformly; not a fallback.
     """
 
     step: int
@@ -66,6 +67,7 @@ class Selection:
     non_finite_count: int
     timings: Timings
     weights: NDArray[np.float32] | None = None
+    is_control: bool = False
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,9 @@ class RunStatus:
         owner: identity of who created it; None where the service knew no callers.
         learner_commit_time_s: when `learner_version` was committed, in seconds since the epoch, or None.
         last_answer_time_s: when a super-batch was last answered, in seconds since the epoch, or None.
+        control_super_batches: answers of steps that were held back as the control arm.
+        forward_s: seconds of the forward passes that scored, summed over micro-batches.
+        answer_s: seconds from header to answer, summed over answers, several of which overlap.
     """
 
     spec: RunSpec
@@ -222,6 +227,9 @@ class RunStatus:
     owner: str | None = None
     learner_commit_time_s: float | None = None
     last_answer_time_s: float | None = None
+    control_super_batches: int = 0
+    forward_s: float = 0.0
+    answer_s: float = 0.0
 
     @property
     def staleness_steps(self) -> int | None:

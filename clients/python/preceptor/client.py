@@ -17,6 +17,7 @@ from preceptor.channel import Connection, Tls
 from preceptor.decoding import scores_from_proto, spec_of, status_from_proto
 from preceptor.errors import DeadlineExceededError
 from preceptor.ledger import LedgerExport, export_ledger, read_ledger
+from preceptor.reported_metrics import MetricSeries, list_metrics, report_metrics
 from preceptor.runs import RunSpec, spec_to_proto
 from preceptor.stream import SelectStream
 from preceptor.tracing import traced_select
@@ -441,6 +442,35 @@ class Run:
         """
         request = self._ledger_request(from_step, to_step)
         return export_ledger(self._connection, request, path, self._timeout(timeout_s))
+
+    def report_metrics(self, step: int, values: Mapping[str, float], timeout_s: float | None = None) -> None:
+        """Tells the service what you measured, for `preceptor report`; blocks until it is durable, a few milliseconds.
+
+        Repeated while the service is unavailable. What is reported last of a name and step counts, so that a trainer
+        that goes back to a checkpoint may report again. At most 64 names and 20,000 values per run.
+
+        Args:
+            step: as of `push_weights`: what was measured was trained on the steps below it, `SelectingLoader.step`.
+            values: name → number, e.g. `{"test_accuracy": 0.87}`. Of names with loss, error or perplexity in them less
+                is taken to be better. Names match `[A-Za-z][A-Za-z0-9_./-]{0,63}`.
+            timeout_s: default: the client's.
+
+        Raises:
+            InvalidMetricsError: a name is none, or a value is not finite.
+            ResourceExhaustedError: the run has too many names or values.
+            RunNotFoundError: the run was deleted.
+            UnavailableError: no gateway took it within `timeout_s`.
+        """
+        checked = {name: float(value) for name, value in values.items()}
+        report_metrics(self._connection, self.run_id, _whole("step", step), checked, self._timeout(timeout_s))
+
+    def metrics(self, timeout_s: float | None = None) -> dict[str, MetricSeries]:
+        """Returns what was reported of the run, by name.
+
+        Raises:
+            RunNotFoundError: the run was deleted.
+        """
+        return list_metrics(self._connection, self.run_id, self._timeout(timeout_s))
 
     def _ledger_request(self, from_step: int | None, to_step: int | None) -> ledger_pb2.ReadLedgerRequest:
         first = None if from_step is None else _whole("from_step", from_step)

@@ -38,6 +38,7 @@ def selection_from_proto(message: selection_pb2.Selection) -> Selection:
         non_finite_count=message.non_finite_count,
         timings=timings_from_proto(message.timings),
         weights=_floats(message.weights) if message.weights else None,
+        is_control=message.is_control,
     )
 
 
@@ -119,6 +120,9 @@ def status_from_proto(message: run_pb2.Run) -> RunStatus:
         owner=message.owner if message.HasField("owner") else None,
         learner_commit_time_s=seconds(message.learner_commit_time) if message.HasField("learner_commit_time") else None,
         last_answer_time_s=seconds(message.last_answer_time) if message.HasField("last_answer_time") else None,
+        control_super_batches=message.control_super_batches,
+        forward_s=seconds(message.forward_time),
+        answer_s=seconds(message.answer_time),
     )
 
 

@@ -47,6 +47,12 @@ class InvalidWeightsError(InvalidArgumentError):
     reason = "WEIGHTS_INVALID"
 
 
+class InvalidMetricsError(InvalidArgumentError):
+    """Reported metrics have a name, a value or a step that is out of range."""
+
+    reason = "METRICS_INVALID"
+
+
 class InvalidMessageError(InvalidArgumentError):
     """A message cannot be decoded, or broke the legal order or the credit of its stream."""
 

@@ -92,6 +92,10 @@ class RunSpec:
             nothing of what is selected.
         memory_bank: keeps scored examples, for `Run.remember` and `Run.sample`; changes nothing of what `Run.select`
             answers. None: there is none.
+        control_fraction: share of steps that are held back as a control arm, from 0 to below 1: drawn uniformly and
+            not scored (`Selection.is_control`), so that a report can compare; not with score uniform.
+        control_block_steps: steps that are held back together; report metrics at its multiples
+            (`Run.report_metrics`), so that what one gains over a block can be put down to it. 1 or above.
 
     Source: Evans et al., arXiv 2312.05328, Algorithm 1. The temperature is ours; 1 is the paper's.
     """
@@ -123,6 +127,8 @@ class RunSpec:
     reference_losses: str | None = None
     ledger: bool = False
     memory_bank: MemoryBank | None = None
+    control_fraction: float = 0.0
+    control_block_steps: int = 1
 
     def __post_init__(self) -> None:
         if self.reference_model is None and self.reference_model_config:
@@ -162,6 +168,8 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
         cross_reference=spec.cross_reference,
         reference_losses=spec.reference_losses,
         ledger=spec.ledger,
+        control_fraction=spec.control_fraction,
+        control_block_steps=spec.control_block_steps,
     )
     if spec.reference_model is not None:
         message.reference_model.CopyFrom(_model_to_proto(spec.reference_model, spec.reference_model_config))
@@ -207,6 +215,8 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         reference_losses=message.reference_losses if message.HasField("reference_losses") else None,
         ledger=message.ledger,
         memory_bank=_bank_from_proto(message.memory_bank) if message.HasField("memory_bank") else None,
+        control_fraction=message.control_fraction,
+        control_block_steps=message.control_block_steps if message.HasField("control_block_steps") else 1,
     )
 
 

@@ -40,6 +40,8 @@ RULES: Mapping[str, Rule] = {
     f"/{_SELECTION}/DeleteRun": Rule("admin", lambda request: str(request.run_id), digest=lambda *_: None),
     f"/{_SELECTION}/Select": Rule("score", lambda first: str(first.open.run_id), opening="open"),
     f"/{_SELECTION}/Score": Rule("score", lambda first: str(first.header.run_id), opening="header"),
+    f"/{_SELECTION}/ReportMetrics": Rule("score", lambda request: str(request.run_id)),
+    f"/{_SELECTION}/ListMetrics": Rule("score", lambda request: str(request.run_id)),
     f"/{_WEIGHTS}/PushWeights": Rule(
         "push",
         lambda first: str(first.header.run_id),

@@ -25,6 +25,7 @@ from preceptor_service.memory_bank.memory_banks import MemoryBanks
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.pipeline import Pipeline
+from preceptor_service.reported_metrics import ReportedMetrics
 from preceptor_service.run_store import RunStore
 from preceptor_service.runs import RunRegistry
 from preceptor_service.scoring.pool import ScorerPool
@@ -60,9 +61,10 @@ class Gateway:
         self._tracing = tracing
         metrics = GatewayMetrics()
         run_store = RunStore.open(config.weights)
-        ledger_store = LedgerStore(open_storage(config.weights), config.ledger)
+        storage = open_storage(config.weights)
+        ledger_store = LedgerStore(storage, config.ledger)
         self._ledger = Ledger(ledger_store, config.ledger, metrics)
-        self._banks = MemoryBanks(open_storage(config.weights), config.memory_bank)
+        self._banks = MemoryBanks(storage, config.memory_bank)
         runs = RunRegistry(config, run_store, weight_store, architectures, pool, forgotten=self._forget)
         pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
         recorder = Recorder(metrics, self._ledger)
@@ -72,7 +74,9 @@ class Gateway:
         self._watch = GatewayWatch(config, pool, weight_store, in_flight, metrics)
         self._access = GatewayAccess(config, run_store, weight_store, metrics)
         self._server = GatewayServer(
-            SelectionService(runs, pipeline, uploads, config.gateway, metrics, recorder, tracing),
+            SelectionService(
+                runs, pipeline, uploads, config.gateway, metrics, recorder, tracing, ReportedMetrics(storage)
+            ),
             WeightsService(runs, weight_store, recorder),
             LedgerService(runs, self._ledger, ledger_store),
             MemoryBankService(runs, pipeline, uploads, self._banks, recorder),

@@ -44,6 +44,8 @@ class Recorder:
         credit = (metrics.credit_waits, metrics.credit_wait_seconds)
         for counter in (metrics.super_batches, metrics.non_finite, metrics.rescored, *credit):
             counter.labels(run_id)
+        if run.spec.control_fraction > 0:
+            metrics.control_super_batches.labels(run_id)
         if run.spec.ledger:
             metrics.ledger_steps.labels(run_id)
             metrics.ledger_expired_steps.labels(run_id)
@@ -80,6 +82,11 @@ class Recorder:
         run.counters.count(header.step, header.row_count, header.sub_batch_size, selected.is_fallback)
         metrics, run_id = self._metrics, run.run_id
         self._reference_losses(run, selected.stages)
+        run.counters.control_super_batches += answer.is_control
+        run.counters.forward_s += selected.stages.forward_s
+        run.counters.answer_s += seconds(answer.timings.total)
+        if run.spec.control_fraction > 0:
+            metrics.control_super_batches.labels(run_id).inc(answer.is_control)
         metrics.super_batches.labels(run_id).inc()
         metrics.candidates.labels(run_id).inc(header.row_count)
         metrics.selected.labels(run_id).inc(header.sub_batch_size)

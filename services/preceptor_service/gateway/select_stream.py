@@ -32,6 +32,7 @@ from preceptor_service.gateway.status import as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.pipeline import Arrived, Pipeline
 from preceptor_service.runs import ActiveRun, Pinned
+from preceptor_service.schedule import is_held_back
 from preceptor_service.tracing import Arrival, Tracing
 
 _MAX_SUPER_BATCHES = 64
@@ -238,6 +239,7 @@ class SelectStream:
                 header.step,
                 header.rank,
                 selected,
+                is_held_back(self._run.spec, header.step),
                 receive_s=arriving.received - arriving.started,
                 total_s=time.perf_counter() - arriving.started,
             )

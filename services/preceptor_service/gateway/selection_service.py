@@ -1,4 +1,4 @@
-"""`SelectionService` of the contract: runs, Select and Score."""
+"""`SelectionService` of the contract: runs, Select, Score, and what trainers report."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from preceptor_service.gateway.select_stream import SelectStream
 from preceptor_service.gateway.uploads import Uploads
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.pipeline import Pipeline
+from preceptor_service.reported_metrics import ReportedMetrics, check_values
 from preceptor_service.runs import RunRegistry
 from preceptor_service.tracing import Tracing
 
@@ -51,6 +52,7 @@ class SelectionService:
         metrics: GatewayMetrics,
         recorder: Recorder,
         tracing: Tracing,
+        reported: ReportedMetrics,
     ) -> None:
         self._runs = runs
         self._pipeline = pipeline
@@ -59,6 +61,8 @@ class SelectionService:
         self._metrics = metrics
         self._recorder = recorder
         self._tracing = tracing
+        self._reported = reported
+        self._reporting = asyncio.Lock()
         self._answers = AnswerCache(config.answer_cache_bytes)
         self._draining = asyncio.Event()
         self._streams = 0
@@ -172,6 +176,25 @@ class SelectionService:
         score = partial(self._pipeline.score, run)
         (scored, stages), pinned, received = await self._uploads.scored(run, header, requests, score, deadline)
         return translate.scores(scored, pinned, stages, received - started, time.perf_counter() - started)
+
+    async def report_metrics(
+        self, request: selection_pb2.ReportMetricsRequest, context: Context
+    ) -> selection_pb2.ReportMetricsResponse:
+        """Keeps what a trainer measured. One at a time: each holds all that is known of its run in memory."""
+        check_values(request.step, request.values)
+        run = await self._runs.get(request.run_id)
+        async with self._reporting:
+            await asyncio.to_thread(self._reported.report, run.record, request.step, dict(request.values))
+        return selection_pb2.ReportMetricsResponse()
+
+    async def list_metrics(
+        self, request: selection_pb2.ListMetricsRequest, context: Context
+    ) -> selection_pb2.ListMetricsResponse:
+        """Reads what was reported of one run."""
+        run = await self._runs.get(request.run_id)
+        async with self._reporting:
+            reported = await asyncio.to_thread(self._reported.read, run.run_id)
+        return translate.reported(reported)
 
 
 def _spec(message: run_pb2.RunSpec) -> RunSpec:

@@ -17,11 +17,14 @@ from preceptor_service.cost_meter import Cost
 from preceptor_service.memory_bank.bank import Put, Sample
 from preceptor_service.memory_bank.ids import are_texts, as_texts
 from preceptor_service.pipeline import Scored, Selected, Stages
+from preceptor_service.reported_metrics import Reported
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.weight_store import WeightsVersion
 
 
-def selection(step: int, rank: int, selected: Selected, receive_s: float, total_s: float) -> selection_pb2.Selection:
+def selection(
+    step: int, rank: int, selected: Selected, is_control: bool, receive_s: float, total_s: float
+) -> selection_pb2.Selection:
     """Returns the answer to one super-batch."""
     pinned = selected.pinned if len(selected.scores) else None  # no version is behind an unscored draw
     learner = pinned.learner if pinned else None
@@ -37,6 +40,7 @@ def selection(step: int, rank: int, selected: Selected, receive_s: float, total_
         non_finite_count=selected.non_finite_count,
         timings=_timings(selected.stages, receive_s, total_s),
         weights=_floats(selected.weights),
+        is_control=is_control,
     )
 
 
@@ -111,6 +115,9 @@ def run(active: ActiveRun) -> run_pb2.Run:
         owner=active.record.owner,
         learner_commit_time=_timestamp(learner.commit_time_s) if learner else None,
         last_answer_time=None if counters.last_answer_time_s is None else _timestamp(counters.last_answer_time_s),
+        control_super_batches=counters.control_super_batches,
+        forward_time=_duration(counters.forward_s),
+        answer_time=_duration(counters.answer_s),
     )
 
 
@@ -122,6 +129,17 @@ def weights_version(version: WeightsVersion) -> weights_pb2.WeightsVersion:
         digest=version.digest,
         total_bytes=version.total_bytes,
         commit_time=_timestamp(version.commit_time_s),
+    )
+
+
+def reported(found: Reported) -> selection_pb2.ListMetricsResponse:
+    """Returns what was reported of one run."""
+    return selection_pb2.ListMetricsResponse(
+        series=[
+            selection_pb2.MetricSeries(name=name, steps=list(values), values=list(values.values()))
+            for name, values in found.series.items()
+        ],
+        damaged_pieces=found.damaged_pieces,
     )
 
 

@@ -5,10 +5,11 @@
     runs/<run_id>/…/<role>/<version>.json    one manifest per committed version; the place decides what lies between
     runs/<run_id>/…/ledger/<segment>         pieces of the run's ledger
     runs/<run_id>/…/bank/<operation>         the log of the run's memory bank, and snapshots of the bank
+    runs/<run_id>/…/reported/<piece>         metrics that its trainer reported
     staging/                             what is on its way in or out
 
-Names are paths relative to the store. Called by `RunStore`, `WeightStore`, `LedgerStore` and `OpenBank`, which make
-every decision.
+Names are paths relative to the store. Called by `RunStore`, `WeightStore`, `LedgerStore`, `OpenBank` and
+`ReportedMetrics`, which make every decision.
 """
 
 from __future__ import annotations
@@ -112,11 +113,11 @@ class Storage(Protocol):
         ...
 
     def read_once(self, name: str) -> bytes:
-        """Returns the same of a segment or an operation, too large to be held in memory for the next time."""
+        """Returns the same of a segment, an operation or a piece, too large to be held for the next time."""
         ...
 
     def create(self, name: str, content: bytes) -> bool:
-        """Creates a manifest, segment or operation whole; False where the name is taken. The store's one choice."""
+        """Creates any of these whole; False where the name is taken. The store's one choice."""
         ...
 
     def exists(self, name: str) -> bool:

@@ -111,6 +111,8 @@ class RunSpec(google.protobuf.message.Message):
     REFERENCE_LOSSES_FIELD_NUMBER: builtins.int
     LEDGER_FIELD_NUMBER: builtins.int
     MEMORY_BANK_FIELD_NUMBER: builtins.int
+    CONTROL_FRACTION_FIELD_NUMBER: builtins.int
+    CONTROL_BLOCK_STEPS_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """Name of the run. Matches [a-z0-9][a-z0-9-]{0,62}. Required."""
     task: builtins.str
@@ -193,6 +195,16 @@ class RunSpec(google.protobuf.message.Message):
     """The service keeps a ledger: what every answered super-batch was drawn from,
     for LedgerService. Changes nothing of what is selected. Default false.
     """
+    control_fraction: builtins.float
+    """Share of steps that are held back as the run's control arm: drawn uniformly
+    and not scored, `Selection.is_control`. Which ones is a function of seed,
+    run and block. From 0 to below 1; not with score "uniform". Default 0.
+    """
+    control_block_steps: builtins.int
+    """Steps of one block: step s belongs to block s / control_block_steps, and
+    a block is held back whole, so that what a metric gains over a block can
+    be put down to it. 1 or above. Default 1.
+    """
     @property
     def model(self) -> global___ModelSpec:
         """Architecture of the learner copy (the learner itself or a small proxy of
@@ -243,9 +255,13 @@ class RunSpec(google.protobuf.message.Message):
         reference_losses: builtins.str | None = ...,
         ledger: builtins.bool = ...,
         memory_bank: global___MemoryBank | None = ...,
+        control_fraction: builtins.float = ...,
+        control_block_steps: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "cross_reference", b"cross_reference", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "ledger", b"ledger", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_control_block_steps", b"_control_block_steps", "_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "control_block_steps", b"control_block_steps", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_control_block_steps", b"_control_block_steps", "_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "control_block_steps", b"control_block_steps", "control_fraction", b"control_fraction", "cross_reference", b"cross_reference", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "ledger", b"ledger", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_control_block_steps", b"_control_block_steps"]) -> typing.Literal["control_block_steps"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_deadline", b"_deadline"]) -> typing.Literal["deadline"] | None: ...
     @typing.overload
@@ -493,6 +509,9 @@ class Run(google.protobuf.message.Message):
     LEARNER_COMMIT_TIME_FIELD_NUMBER: builtins.int
     LAST_ANSWER_TIME_FIELD_NUMBER: builtins.int
     REFERENCE_FOLD_1_DIGEST_FIELD_NUMBER: builtins.int
+    CONTROL_SUPER_BATCHES_FIELD_NUMBER: builtins.int
+    FORWARD_TIME_FIELD_NUMBER: builtins.int
+    ANSWER_TIME_FIELD_NUMBER: builtins.int
     micro_batch_rows: builtins.int
     """Most rows of one forward pass on a scorer; fixed at creation, so that
     losses do not depend on which gateway answers.
@@ -521,6 +540,8 @@ class Run(google.protobuf.message.Message):
     """Identity of who created it; absent where the service knew no callers."""
     reference_fold_1_digest: builtins.str
     """Digest of the reference of fold 1; absent before one is pushed."""
+    control_super_batches: builtins.int
+    """Answers of steps that were held back, `Selection.is_control`."""
     @property
     def spec(self) -> global___RunSpec:
         """The settings, as stored at creation."""
@@ -549,6 +570,14 @@ class Run(google.protobuf.message.Message):
     def last_answer_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When a super-batch was last answered; absent before the first answer."""
 
+    @property
+    def forward_time(self) -> google.protobuf.duration_pb2.Duration:
+        """Time of the forward passes that scored, summed over micro-batches."""
+
+    @property
+    def answer_time(self) -> google.protobuf.duration_pb2.Duration:
+        """Time from header to answer, summed over answers; several overlap."""
+
     def __init__(
         self,
         *,
@@ -570,9 +599,12 @@ class Run(google.protobuf.message.Message):
         learner_commit_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         last_answer_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         reference_fold_1_digest: builtins.str | None = ...,
+        control_super_batches: builtins.int = ...,
+        forward_time: google.protobuf.duration_pb2.Duration | None = ...,
+        answer_time: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_cost", b"_cost", "_last_answer_time", b"_last_answer_time", "_last_step", b"_last_step", "_learner_commit_time", b"_learner_commit_time", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_owner", b"_owner", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "cost", b"cost", "create_time", b"create_time", "last_answer_time", b"last_answer_time", "last_step", b"last_step", "learner_commit_time", b"learner_commit_time", "learner_step", b"learner_step", "learner_version", b"learner_version", "owner", b"owner", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_cost", b"_cost", "_last_answer_time", b"_last_answer_time", "_last_step", b"_last_step", "_learner_commit_time", b"_learner_commit_time", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_owner", b"_owner", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "candidates", b"candidates", "columns", b"columns", "cost", b"cost", "create_time", b"create_time", "failures", b"failures", "fallbacks", b"fallbacks", "last_answer_time", b"last_answer_time", "last_step", b"last_step", "learner_commit_time", b"learner_commit_time", "learner_step", b"learner_step", "learner_version", b"learner_version", "micro_batch_rows", b"micro_batch_rows", "owner", b"owner", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "selected", b"selected", "spec", b"spec", "super_batches", b"super_batches"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_cost", b"_cost", "_last_answer_time", b"_last_answer_time", "_last_step", b"_last_step", "_learner_commit_time", b"_learner_commit_time", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_owner", b"_owner", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "answer_time", b"answer_time", "cost", b"cost", "create_time", b"create_time", "forward_time", b"forward_time", "last_answer_time", b"last_answer_time", "last_step", b"last_step", "learner_commit_time", b"learner_commit_time", "learner_step", b"learner_step", "learner_version", b"learner_version", "owner", b"owner", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_cost", b"_cost", "_last_answer_time", b"_last_answer_time", "_last_step", b"_last_step", "_learner_commit_time", b"_learner_commit_time", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_owner", b"_owner", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "answer_time", b"answer_time", "candidates", b"candidates", "columns", b"columns", "control_super_batches", b"control_super_batches", "cost", b"cost", "create_time", b"create_time", "failures", b"failures", "fallbacks", b"fallbacks", "forward_time", b"forward_time", "last_answer_time", b"last_answer_time", "last_step", b"last_step", "learner_commit_time", b"learner_commit_time", "learner_step", b"learner_step", "learner_version", b"learner_version", "micro_batch_rows", b"micro_batch_rows", "owner", b"owner", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "selected", b"selected", "spec", b"spec", "super_batches", b"super_batches"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_cost", b"_cost"]) -> typing.Literal["cost"] | None: ...
     @typing.overload

@@ -26,13 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from preceptor.v1 import run_pb2 as preceptor_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpreceptor/v1/selection.proto\x12\x0cpreceptor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16preceptor/v1/run.proto\"7\n\x10\x43reateRunRequest\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.preceptor.v1.RunSpec\"3\n\x11\x43reateRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.preceptor.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"0\n\x0eGetRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.preceptor.v1.Run\"\x11\n\x0fListRunsRequest\"3\n\x10ListRunsResponse\x12\x1f\n\x04runs\x18\x01 \x03(\x0b\x32\x11.preceptor.v1.Run\"\"\n\x10\x44\x65leteRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteRunResponse\"\x9e\x01\n\rSelectRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.preceptor.v1.SelectOpenH\x00\x12\x35\n\x0bsuper_batch\x18\x02 \x01(\x0b\x32\x1e.preceptor.v1.SuperBatchHeaderH\x00\x12$\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x13.preceptor.v1.ChunkH\x00\x42\x06\n\x04kind\"\xc6\x01\n\x0eSelectResponse\x12,\n\x06opened\x18\x01 \x01(\x0b\x32\x1a.preceptor.v1.SelectOpenedH\x00\x12&\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x14.preceptor.v1.CreditH\x00\x12,\n\tselection\x18\x03 \x01(\x0b\x32\x17.preceptor.v1.SelectionH\x00\x12(\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x15.preceptor.v1.FailureH\x00\x42\x06\n\x04kind\"`\n\nSelectOpen\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12%\n\x18observed_learner_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x1b\n\x19_observed_learner_version\"\\\n\x0cSelectOpened\x12\x14\n\x0cwindow_bytes\x18\x01 \x01(\x03\x12\x1d\n\x15max_super_batch_bytes\x18\x02 \x01(\x03\x12\x17\n\x0fmax_chunk_bytes\x18\x03 \x01(\x03\"\xa7\x01\n\x10SuperBatchHeader\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0c\n\x04rank\x18\x02 \x01(\x03\x12\x16\n\x0esub_batch_size\x18\x03 \x01(\x03\x12\x11\n\trow_count\x18\x04 \x01(\x03\x12\x12\n\nbody_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x18\n\x0btraceparent\x18\x07 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x17\n\x06\x43redit\x12\r\n\x05\x62ytes\x18\x01 \x01(\x03\"\xc5\x02\n\tSelection\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0c\n\x04rank\x18\x02 \x01(\x03\x12\x0f\n\x07indices\x18\x03 \x01(\x0c\x12\x0e\n\x06scores\x18\x04 \x01(\x0c\x12\x1c\n\x0flearner_version\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0clearner_step\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\x1c\n\x0fstaleness_steps\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12\x13\n\x0bis_fallback\x18\x08 \x01(\x08\x12\x18\n\x10non_finite_count\x18\t \x01(\x03\x12+\n\x07timings\x18\n \x01(\x0b\x32\x1a.preceptor.v1.StageTimings\x12\x0f\n\x07weights\x18\x0b \x01(\x0c\x42\x12\n\x10_learner_versionB\x0f\n\r_learner_stepB\x12\n\x10_staleness_steps\"\xb1\x02\n\x0cStageTimings\x12*\n\x07receive\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06losses\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06select\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x66orward\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16rescored_micro_batches\x18\x07 \x01(\x03\"T\n\x07\x46\x61ilure\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0c\n\x04rank\x18\x02 \x01(\x03\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"i\n\x0cScoreRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.preceptor.v1.ScoreHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.preceptor.v1.ChunkH\x00\x42\x06\n\x04kind\"\x88\x01\n\x0bScoreHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\trow_count\x18\x02 \x01(\x03\x12\x12\n\nbody_bytes\x18\x03 \x01(\x03\x12%\n\x18observed_learner_version\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x1b\n\x19_observed_learner_version\"\xfc\x01\n\rScoreResponse\x12\x16\n\x0elearner_losses\x18\x01 \x01(\x0c\x12\x18\n\x10reference_losses\x18\x02 \x01(\x0c\x12\x0e\n\x06scores\x18\x03 \x01(\x0c\x12\x1c\n\x0flearner_version\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0clearner_step\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12+\n\x07timings\x18\x06 \x01(\x0b\x32\x1a.preceptor.v1.StageTimings\x12\x1e\n\x16learner_gradient_norms\x18\x07 \x01(\x0c\x42\x12\n\x10_learner_versionB\x0f\n\r_learner_step2\xcb\x03\n\x10SelectionService\x12L\n\tCreateRun\x12\x1e.preceptor.v1.CreateRunRequest\x1a\x1f.preceptor.v1.CreateRunResponse\x12\x43\n\x06GetRun\x12\x1b.preceptor.v1.GetRunRequest\x1a\x1c.preceptor.v1.GetRunResponse\x12I\n\x08ListRuns\x12\x1d.preceptor.v1.ListRunsRequest\x1a\x1e.preceptor.v1.ListRunsResponse\x12L\n\tDeleteRun\x12\x1e.preceptor.v1.DeleteRunRequest\x1a\x1f.preceptor.v1.DeleteRunResponse\x12G\n\x06Select\x12\x1b.preceptor.v1.SelectRequest\x1a\x1c.preceptor.v1.SelectResponse(\x01\x30\x01\x12\x42\n\x05Score\x12\x1a.preceptor.v1.ScoreRequest\x1a\x1b.preceptor.v1.ScoreResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpreceptor/v1/selection.proto\x12\x0cpreceptor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16preceptor/v1/run.proto\"7\n\x10\x43reateRunRequest\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.preceptor.v1.RunSpec\"3\n\x11\x43reateRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.preceptor.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"0\n\x0eGetRunResponse\x12\x1e\n\x03run\x18\x01 \x01(\x0b\x32\x11.preceptor.v1.Run\"\x11\n\x0fListRunsRequest\"3\n\x10ListRunsResponse\x12\x1f\n\x04runs\x18\x01 \x03(\x0b\x32\x11.preceptor.v1.Run\"\"\n\x10\x44\x65leteRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteRunResponse\"\xa3\x01\n\x14ReportMetricsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12>\n\x06values\x18\x03 \x03(\x0b\x32..preceptor.v1.ReportMetricsRequest.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x17\n\x15ReportMetricsResponse\"$\n\x12ListMetricsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"Y\n\x13ListMetricsResponse\x12*\n\x06series\x18\x01 \x03(\x0b\x32\x1a.preceptor.v1.MetricSeries\x12\x16\n\x0e\x64\x61maged_pieces\x18\x02 \x01(\x03\";\n\x0cMetricSeries\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x03(\x03\x12\x0e\n\x06values\x18\x03 \x03(\x01\"\x9e\x01\n\rSelectRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.preceptor.v1.SelectOpenH\x00\x12\x35\n\x0bsuper_batch\x18\x02 \x01(\x0b\x32\x1e.preceptor.v1.SuperBatchHeaderH\x00\x12$\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x13.preceptor.v1.ChunkH\x00\x42\x06\n\x04kind\"\xc6\x01\n\x0eSelectResponse\x12,\n\x06opened\x18\x01 \x01(\x0b\x32\x1a.preceptor.v1.SelectOpenedH\x00\x12&\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x14.preceptor.v1.CreditH\x00\x12,\n\tselection\x18\x03 \x01(\x0b\x32\x17.preceptor.v1.SelectionH\x00\x12(\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x15.preceptor.v1.FailureH\x00\x42\x06\n\x04kind\"`\n\nSelectOpen\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12%\n\x18observed_learner_version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x1b\n\x19_observed_learner_version\"\\\n\x0cSelectOpened\x12\x14\n\x0cwindow_bytes\x18\x01 \x01(\x03\x12\x1d\n\x15max_super_batch_bytes\x18\x02 \x01(\x03\x12\x17\n\x0fmax_chunk_bytes\x18\x03 \x01(\x03\"\xa7\x01\n\x10SuperBatchHeader\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0c\n\x04rank\x18\x02 \x01(\x03\x12\x16\n\x0esub_batch_size\x18\x03 \x01(\x03\x12\x11\n\trow_count\x18\x04 \x01(\x03\x12\x12\n\nbody_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x18\n\x0btraceparent\x18\x07 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_traceparent\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x17\n\x06\x43redit\x12\r\n\x05\x62ytes\x18\x01 \x01(\x03\"\xd9\x02\n\tSelection\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0c\n\x04rank\x18\x02 \x01(\x03\x12\x0f\n\x07indices\x18\x03 \x01(\x0c\x12\x0e\n\x06scores\x18\x04 \x01(\x0c\x12\x1c\n\x0flearner_version\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0clearner_step\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\x1c\n\x0fstaleness_steps\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12\x13\n\x0bis_fallback\x18\x08 \x01(\x08\x12\x18\n\x10non_finite_count\x18\t \x01(\x03\x12+\n\x07timings\x18\n \x01(\x0b\x32\x1a.preceptor.v1.StageTimings\x12\x0f\n\x07weights\x18\x0b \x01(\x0c\x12\x12\n\nis_control\x18P \x01(\x08\x42\x12\n\x10_learner_versionB\x0f\n\r_learner_stepB\x12\n\x10_staleness_steps\"\xb1\x02\n\x0cStageTimings\x12*\n\x07receive\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06losses\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06select\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x66orward\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16rescored_micro_batches\x18\x07 \x01(\x03\"T\n\x07\x46\x61ilure\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0c\n\x04rank\x18\x02 \x01(\x03\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"i\n\x0cScoreRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.preceptor.v1.ScoreHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.preceptor.v1.ChunkH\x00\x42\x06\n\x04kind\"\x88\x01\n\x0bScoreHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\trow_count\x18\x02 \x01(\x03\x12\x12\n\nbody_bytes\x18\x03 \x01(\x03\x12%\n\x18observed_learner_version\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x1b\n\x19_observed_learner_version\"\xfc\x01\n\rScoreResponse\x12\x16\n\x0elearner_losses\x18\x01 \x01(\x0c\x12\x18\n\x10reference_losses\x18\x02 \x01(\x0c\x12\x0e\n\x06scores\x18\x03 \x01(\x0c\x12\x1c\n\x0flearner_version\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x0clearner_step\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12+\n\x07timings\x18\x06 \x01(\x0b\x32\x1a.preceptor.v1.StageTimings\x12\x1e\n\x16learner_gradient_norms\x18\x07 \x01(\x0c\x42\x12\n\x10_learner_versionB\x0f\n\r_learner_step2\xf9\x04\n\x10SelectionService\x12L\n\tCreateRun\x12\x1e.preceptor.v1.CreateRunRequest\x1a\x1f.preceptor.v1.CreateRunResponse\x12\x43\n\x06GetRun\x12\x1b.preceptor.v1.GetRunRequest\x1a\x1c.preceptor.v1.GetRunResponse\x12I\n\x08ListRuns\x12\x1d.preceptor.v1.ListRunsRequest\x1a\x1e.preceptor.v1.ListRunsResponse\x12L\n\tDeleteRun\x12\x1e.preceptor.v1.DeleteRunRequest\x1a\x1f.preceptor.v1.DeleteRunResponse\x12G\n\x06Select\x12\x1b.preceptor.v1.SelectRequest\x1a\x1c.preceptor.v1.SelectResponse(\x01\x30\x01\x12\x42\n\x05Score\x12\x1a.preceptor.v1.ScoreRequest\x1a\x1b.preceptor.v1.ScoreResponse(\x01\x12X\n\rReportMetrics\x12\".preceptor.v1.ReportMetricsRequest\x1a#.preceptor.v1.ReportMetricsResponse\x12R\n\x0bListMetrics\x12 .preceptor.v1.ListMetricsRequest\x1a!.preceptor.v1.ListMetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'preceptor.v1.selection_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_REPORTMETRICSREQUEST_VALUESENTRY']._loaded_options = None
+  _globals['_REPORTMETRICSREQUEST_VALUESENTRY']._serialized_options = b'8\001'
   _globals['_CREATERUNREQUEST']._serialized_start=102
   _globals['_CREATERUNREQUEST']._serialized_end=157
   _globals['_CREATERUNRESPONSE']._serialized_start=159
@@ -49,32 +51,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETERUNREQUEST']._serialized_end=401
   _globals['_DELETERUNRESPONSE']._serialized_start=403
   _globals['_DELETERUNRESPONSE']._serialized_end=422
-  _globals['_SELECTREQUEST']._serialized_start=425
-  _globals['_SELECTREQUEST']._serialized_end=583
-  _globals['_SELECTRESPONSE']._serialized_start=586
-  _globals['_SELECTRESPONSE']._serialized_end=784
-  _globals['_SELECTOPEN']._serialized_start=786
-  _globals['_SELECTOPEN']._serialized_end=882
-  _globals['_SELECTOPENED']._serialized_start=884
-  _globals['_SELECTOPENED']._serialized_end=976
-  _globals['_SUPERBATCHHEADER']._serialized_start=979
-  _globals['_SUPERBATCHHEADER']._serialized_end=1146
-  _globals['_CHUNK']._serialized_start=1148
-  _globals['_CHUNK']._serialized_end=1185
-  _globals['_CREDIT']._serialized_start=1187
-  _globals['_CREDIT']._serialized_end=1210
-  _globals['_SELECTION']._serialized_start=1213
-  _globals['_SELECTION']._serialized_end=1538
-  _globals['_STAGETIMINGS']._serialized_start=1541
-  _globals['_STAGETIMINGS']._serialized_end=1846
-  _globals['_FAILURE']._serialized_start=1848
-  _globals['_FAILURE']._serialized_end=1932
-  _globals['_SCOREREQUEST']._serialized_start=1934
-  _globals['_SCOREREQUEST']._serialized_end=2039
-  _globals['_SCOREHEADER']._serialized_start=2042
-  _globals['_SCOREHEADER']._serialized_end=2178
-  _globals['_SCORERESPONSE']._serialized_start=2181
-  _globals['_SCORERESPONSE']._serialized_end=2433
-  _globals['_SELECTIONSERVICE']._serialized_start=2436
-  _globals['_SELECTIONSERVICE']._serialized_end=2895
+  _globals['_REPORTMETRICSREQUEST']._serialized_start=425
+  _globals['_REPORTMETRICSREQUEST']._serialized_end=588
+  _globals['_REPORTMETRICSREQUEST_VALUESENTRY']._serialized_start=543
+  _globals['_REPORTMETRICSREQUEST_VALUESENTRY']._serialized_end=588
+  _globals['_REPORTMETRICSRESPONSE']._serialized_start=590
+  _globals['_REPORTMETRICSRESPONSE']._serialized_end=613
+  _globals['_LISTMETRICSREQUEST']._serialized_start=615
+  _globals['_LISTMETRICSREQUEST']._serialized_end=651
+  _globals['_LISTMETRICSRESPONSE']._serialized_start=653
+  _globals['_LISTMETRICSRESPONSE']._serialized_end=742
+  _globals['_METRICSERIES']._serialized_start=744
+  _globals['_METRICSERIES']._serialized_end=803
+  _globals['_SELECTREQUEST']._serialized_start=806
+  _globals['_SELECTREQUEST']._serialized_end=964
+  _globals['_SELECTRESPONSE']._serialized_start=967
+  _globals['_SELECTRESPONSE']._serialized_end=1165
+  _globals['_SELECTOPEN']._serialized_start=1167
+  _globals['_SELECTOPEN']._serialized_end=1263
+  _globals['_SELECTOPENED']._serialized_start=1265
+  _globals['_SELECTOPENED']._serialized_end=1357
+  _globals['_SUPERBATCHHEADER']._serialized_start=1360
+  _globals['_SUPERBATCHHEADER']._serialized_end=1527
+  _globals['_CHUNK']._serialized_start=1529
+  _globals['_CHUNK']._serialized_end=1566
+  _globals['_CREDIT']._serialized_start=1568
+  _globals['_CREDIT']._serialized_end=1591
+  _globals['_SELECTION']._serialized_start=1594
+  _globals['_SELECTION']._serialized_end=1939
+  _globals['_STAGETIMINGS']._serialized_start=1942
+  _globals['_STAGETIMINGS']._serialized_end=2247
+  _globals['_FAILURE']._serialized_start=2249
+  _globals['_FAILURE']._serialized_end=2333
+  _globals['_SCOREREQUEST']._serialized_start=2335
+  _globals['_SCOREREQUEST']._serialized_end=2440
+  _globals['_SCOREHEADER']._serialized_start=2443
+  _globals['_SCOREHEADER']._serialized_end=2579
+  _globals['_SCORERESPONSE']._serialized_start=2582
+  _globals['_SCORERESPONSE']._serialized_end=2834
+  _globals['_SELECTIONSERVICE']._serialized_start=2837
+  _globals['_SELECTIONSERVICE']._serialized_end=3470
 # @@protoc_insertion_point(module_scope)

@@ -160,6 +160,138 @@ class DeleteRunResponse(google.protobuf.message.Message):
 global___DeleteRunResponse = DeleteRunResponse
 
 @typing.final
+class ReportMetricsRequest(google.protobuf.message.Message):
+    """What a trainer measured at one step."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ValuesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run. Required."""
+    step: builtins.int
+    """The step, as in PushWeights: what was measured had been trained on the
+    steps below it. 0 or above. Required.
+    """
+    @property
+    def values(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+        """Name to value, e.g. "test_accuracy" to 0.87. Names match
+        [A-Za-z][A-Za-z0-9_./-]{0,63}, values are finite. 1 to 64 of them.
+        """
+
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        step: builtins.int = ...,
+        values: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["run_id", b"run_id", "step", b"step", "values", b"values"]) -> None: ...
+
+global___ReportMetricsRequest = ReportMetricsRequest
+
+@typing.final
+class ReportMetricsResponse(google.protobuf.message.Message):
+    """It is kept."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ReportMetricsResponse = ReportMetricsResponse
+
+@typing.final
+class ListMetricsRequest(google.protobuf.message.Message):
+    """Asks for what was reported of one run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run. Required."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["run_id", b"run_id"]) -> None: ...
+
+global___ListMetricsRequest = ListMetricsRequest
+
+@typing.final
+class ListMetricsResponse(google.protobuf.message.Message):
+    """All that was reported of one run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: builtins.int
+    DAMAGED_PIECES_FIELD_NUMBER: builtins.int
+    damaged_pieces: builtins.int
+    """Pieces in the store that cannot be read; what they held is missing."""
+    @property
+    def series(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MetricSeries]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        series: collections.abc.Iterable[global___MetricSeries] | None = ...,
+        damaged_pieces: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["damaged_pieces", b"damaged_pieces", "series", b"series"]) -> None: ...
+
+global___ListMetricsResponse = ListMetricsResponse
+
+@typing.final
+class MetricSeries(google.protobuf.message.Message):
+    """One metric over steps."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name."""
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Steps, ascending, all different."""
+
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The value at each of them."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        steps: collections.abc.Iterable[builtins.int] | None = ...,
+        values: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "steps", b"steps", "values", b"values"]) -> None: ...
+
+global___MetricSeries = MetricSeries
+
+@typing.final
 class SelectRequest(google.protobuf.message.Message):
     """One message from the trainer."""
 
@@ -396,6 +528,7 @@ class Selection(google.protobuf.message.Message):
     NON_FINITE_COUNT_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
     WEIGHTS_FIELD_NUMBER: builtins.int
+    IS_CONTROL_FIELD_NUMBER: builtins.int
     step: builtins.int
     """As in the header."""
     rank: builtins.int
@@ -429,6 +562,10 @@ class Selection(google.protobuf.message.Message):
     largest 1; all 1 where nothing was scored. Empty unless the run's selector
     is "proportional".
     """
+    is_control: builtins.bool
+    """True where the step was held back as the run's control arm, and therefore
+    drawn uniformly; see `RunSpec.control_fraction`. Not a fallback.
+    """
     @property
     def timings(self) -> global___StageTimings:
         """Where the time went."""
@@ -447,9 +584,10 @@ class Selection(google.protobuf.message.Message):
         non_finite_count: builtins.int = ...,
         timings: global___StageTimings | None = ...,
         weights: builtins.bytes = ...,
+        is_control: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_staleness_steps", b"_staleness_steps", "learner_step", b"learner_step", "learner_version", b"learner_version", "staleness_steps", b"staleness_steps", "timings", b"timings"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_staleness_steps", b"_staleness_steps", "indices", b"indices", "is_fallback", b"is_fallback", "learner_step", b"learner_step", "learner_version", b"learner_version", "non_finite_count", b"non_finite_count", "rank", b"rank", "scores", b"scores", "staleness_steps", b"staleness_steps", "step", b"step", "timings", b"timings", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_staleness_steps", b"_staleness_steps", "indices", b"indices", "is_control", b"is_control", "is_fallback", b"is_fallback", "learner_step", b"learner_step", "learner_version", b"learner_version", "non_finite_count", b"non_finite_count", "rank", b"rank", "scores", b"scores", "staleness_steps", b"staleness_steps", "step", b"step", "timings", b"timings", "weights", b"weights"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learner_step", b"_learner_step"]) -> typing.Literal["learner_step"] | None: ...
     @typing.overload

@@ -1,0 +1,70 @@
+"""Metrics that a trainer reports of its run, for reports and comparisons. Called by `client.py`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preceptor.channel import Connection, RpcFailure, backoff_s
+from preceptor.errors import DeadlineExceededError, UnavailableError
+from preceptor.v1 import selection_pb2
+
+
+@dataclass(frozen=True)
+class MetricSeries:
+    """One metric over steps.
+
+    Attributes:
+        steps: int64 `[N]`, ascending, all different.
+        values: float64 `[N]`, finite.
+    """
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+def report_metrics(
+    connection: Connection, run_id: str, step: int, values: Mapping[str, float], timeout_s: float
+) -> None:
+    """Sends what was measured at `step`, again and again while the service is unavailable.
+
+    Raises:
+        PreceptorError: as `Run.report_metrics` says.
+    """
+    request = selection_pb2.ReportMetricsRequest(run_id=run_id, step=step, values=values)
+    deadline, failures = time.monotonic() + timeout_s, 0
+    last: RpcFailure | None = None
+    while (remaining_s := deadline - time.monotonic()) > 0:
+        answer, failure = connection.try_unary(
+            "ReportMetrics", request, selection_pb2.ReportMetricsResponse, remaining_s
+        )
+        if answer is not None:
+            return
+        if failure is not None and (not failure.is_transport or isinstance(failure.error, DeadlineExceededError)):
+            raise failure.error
+        last, failures = failure, failures + 1
+        # In the trainer's own thread, which asked to be blocked until they are durable.
+        time.sleep(max(0.0, min(backoff_s(failures), deadline - time.monotonic())))
+    why = last.error if last is not None else "no attempt was made"
+    raise UnavailableError(
+        f"metrics of step {step} for run {run_id!r} were not taken by {connection.target} within {timeout_s:g} s; "
+        f"last: {why}"
+    )
+
+
+def list_metrics(connection: Connection, run_id: str, timeout_s: float) -> dict[str, MetricSeries]:
+    """Returns all that was reported of a run, by name.
+
+    Raises:
+        PreceptorError: as `Run.metrics` says.
+    """
+    request = selection_pb2.ListMetricsRequest(run_id=run_id)
+    response = connection.unary("ListMetrics", request, selection_pb2.ListMetricsResponse, timeout_s)
+    return {
+        series.name: MetricSeries(np.array(series.steps, np.int64), np.array(series.values, np.float64))
+        for series in response.series
+    }
