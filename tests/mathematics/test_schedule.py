@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from preceptor import RunSpec
 from preceptor.errors import NonFiniteScoresError
 from preceptor_service.randomness import uniforms
-from preceptor_service.schedule import count_by_score, share_by_score
+from preceptor_service.schedule import count_by_score, is_held_back, share_by_score
 from preceptor_service.selectors import topped_up
-from tests.naive.selection import scheduled
+from tests.naive.selection import held_back, scheduled
 
 DRAWS = 20_000
 
@@ -76,3 +76,40 @@ def test_too_few_finite_scores_are_counted_with_those_that_are_chosen_already() 
     scores = np.array([1, np.nan, 2, np.inf], np.float32)
     with pytest.raises(NonFiniteScoresError, match="2 of 4 candidates have a finite score, 3 were to be selected"):
         topped_up(np.array([2]), scores, 3, np.full(4, 0.5))
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.9])
+def test_the_share_of_blocks_that_is_held_back_is_the_one_asked_for(fraction: float) -> None:
+    run = spec(control_fraction=fraction, seed=7)
+    held = np.mean([is_held_back(run, step) for step in range(DRAWS)])
+    assert held == pytest.approx(fraction, abs=4 * np.sqrt(fraction * (1 - fraction) / DRAWS))
+
+
+@given(
+    fraction=st.floats(0, 0.99),
+    block=st.integers(1, 50),
+    seed=st.integers(0, 2**63 - 1),
+    step=st.integers(0, 2**63 - 1),
+)
+def test_held_back_steps_are_those_of_the_naive_loop_and_come_in_whole_blocks(fraction, block, seed, step) -> None:  # type: ignore[no-untyped-def]
+    run = spec(control_fraction=fraction, control_block_steps=block, seed=seed)
+    assert is_held_back(run, step) == held_back(run, step)
+    start = step - step % block
+    assert {is_held_back(run, start + place) for place in range(block)} == {is_held_back(run, step)}
+    assert share_by_score(run, step) == (0 if is_held_back(run, step) else 1)
+
+
+def test_nothing_is_held_back_that_would_not_be_selected_nor_where_nobody_asked() -> None:
+    run = spec(control_fraction=0.99, select_from_step=10, select_until_step=20)
+    held = [step for step in range(30) if is_held_back(run, step)]
+    assert held
+    assert set(held) <= set(range(10, 20))
+    assert not any(is_held_back(spec(), step) for step in range(100))
+
+
+def test_other_seeds_and_runs_hold_back_other_steps() -> None:
+    def held(run_id: str, seed: int) -> list[bool]:
+        run = RunSpec(run_id, model="small_cnn", control_fraction=0.5, seed=seed)
+        return [is_held_back(run, step) for step in range(64)]
+
+    assert len({tuple(held(run_id, seed)) for run_id in ("a", "b") for seed in (0, 1)}) == 4

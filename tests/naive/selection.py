@@ -67,12 +67,19 @@ def importance_weights(
 def scheduled(run: RunSpec, step: int, count: int) -> int:
     """How many of `count` are drawn by score, worked out in fractions."""
     end = math.inf if run.select_until_step is None else run.select_until_step
-    if not run.select_from_step <= step < end:
+    if not run.select_from_step <= step < end or held_back(run, step):
         return 0
     share = 1 - Fraction(run.uniform_share)
     if run.warm_up_steps:
         share *= min(Fraction(step - run.select_from_step, run.warm_up_steps), Fraction(1))
     return int(share * count + Fraction(1, 2))
+
+
+def held_back(run: RunSpec, step: int) -> bool:
+    """Whether the block of `step` was drawn for the control arm."""
+    if not run.control_fraction:
+        return False
+    return _uniforms((run.seed, run.run_id, step // run.control_block_steps, 2**64 - 1), 1)[0] < run.control_fraction
 
 
 def _drawn(keys: list[float], count: int, before: list[int]) -> list[int]:

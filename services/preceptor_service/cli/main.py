@@ -18,6 +18,7 @@ from preceptor_service.cli.failing import failed
 from preceptor_service.cli.health import health
 from preceptor_service.cli.ledger import ledger_commands
 from preceptor_service.cli.look import runs, status
+from preceptor_service.cli.report import report
 from preceptor_service.cli.size import size_trainer
 from preceptor_service.cli.store import store_commands
 from preceptor_service.cli.token import token
@@ -46,6 +47,7 @@ app.command()(runs)
 app.command()(delete)
 app.command()(health)
 app.command()(cost)
+app.command()(report)
 app.command("size")(size_trainer)
 app.command("train-reference")(train_reference)
 app.command("build-reference-losses")(build_reference_losses)

@@ -67,7 +67,7 @@ def read_dataset(
     pieces: dict[str, list[NDArray[Any]]] = {column.name: [] for column in columns}
     rows, total_bytes = 0, 0
     for path in files_of(paths, PARQUET_SUFFIXES | ARROW_SUFFIXES):
-        for table in _tables(path, wanted):
+        for table in tables(path, wanted):
             for column, name in zip(columns, wanted, strict=True):
                 values = column_values(table.column(name), column, f"{path}: column {name!r}", rows)
                 pieces[column.name].append(values)
@@ -160,18 +160,22 @@ def column_values(array: Any, column: ColumnSpec, where: str, first_row: int) ->
     return values.reshape(rows, *column.shape)
 
 
-def _tables(path: Path, names: list[str]) -> Iterator[Any]:
-    """Yields the columns `names` of a file, one row group or record batch at a time."""
+def tables(path: Path, names: list[str], hint: str = "name yours with --column {}=NAME") -> Iterator[Any]:
+    """Yields the columns `names` of a file, one row group or record batch at a time.
+
+    Raises:
+        JobError: a column is missing, or the file cannot be read.
+    """
     try:
         if path.suffix in PARQUET_SUFFIXES:
             with pq.ParquetFile(path) as file:
-                check_names(path, file.schema_arrow.names, names)
+                check_names(path, file.schema_arrow.names, names, hint)
                 for group in range(file.num_row_groups):
                     yield file.read_row_group(group, columns=names)
             return
         with pa.memory_map(str(path)) as source:
             for batch in _record_batches(source):
-                check_names(path, batch.schema.names, names)
+                check_names(path, batch.schema.names, names, hint)
                 batch.validate(full=True)
                 yield pa.Table.from_batches([batch.select(names)])
     except (pa.ArrowException, OSError) as error:
@@ -189,8 +193,10 @@ def _record_batches(source: Any) -> Iterator[Any]:
     yield from (file.get_batch(number) for number in range(file.num_record_batches))
 
 
-def check_names(path: Path, found: Sequence[str], names: Sequence[str]) -> None:
-    """Checks that a file has every one of `names`.
+def check_names(
+    path: Path, found: Sequence[str], names: Sequence[str], hint: str = "name yours with --column {}=NAME"
+) -> None:
+    """Checks that a file has every one of `names`; `hint` says how to name another one.
 
     Raises:
         JobError: one is missing.
@@ -198,8 +204,7 @@ def check_names(path: Path, found: Sequence[str], names: Sequence[str]) -> None:
     missing = [name for name in names if name not in found]
     if missing:
         raise JobError(
-            f"{path} has no column {missing[0]!r}, but {list(found)[:_SHOWN_COLUMNS]}; "
-            f"name yours with --column {missing[0]}=NAME"
+            f"{path} has no column {missing[0]!r}, but {list(found)[:_SHOWN_COLUMNS]}; {hint.format(missing[0])}"
         )
 
 
