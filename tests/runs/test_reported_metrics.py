@@ -93,15 +93,14 @@ def test_names_that_are_no_pieces_are_not_looked_at(place: Place) -> None:
 def test_as_many_values_as_a_run_may_have_take_about_two_megabytes(place: Place) -> None:
     storage = place.open()
     record, steps = record_of(storage), MAX_POINTS // MAX_NAMES
-    points = {
-        (f"m{name}".ljust(64, "x"), step): (2**50, step / 7) for name in range(MAX_NAMES) for step in range(steps)
-    }
+    names = [f"m{name}".ljust(64, "x") for name in range(MAX_NAMES)]
+    points = {(name, step): (2**50, step / 7) for name in names for step in range(steps)}
     content = _to_json(points)
     assert len(content) < 2_500_000
     place.write(f"{storage.open_versions('run', 'reported')}/{_checksum(content)}.json", content)
     metrics = ReportedMetrics(storage)
     with pytest.raises(ResourceExhaustedError):
-        metrics.report(record, steps, {f"m{name}".ljust(64, "x"): 1.0 for name in range(MAX_NAMES)})
-    metrics.report(record, 0, {"m0".ljust(64, "x"): 9.0})
-    found = metrics.read("run").series["m0".ljust(64, "x")]
+        metrics.report(record, steps, dict.fromkeys(names, 1.0))
+    metrics.report(record, 0, {names[0]: 9.0})
+    found = metrics.read("run").series[names[0]]
     assert (found[0], found[1], len(found)) == (9.0, 1 / 7, steps)
