@@ -57,4 +57,3 @@ def _shape(text: str) -> tuple[int, ...]:
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise JobError(f"--image-shape is {text[:64]!r}; give sizes with commas between, such as 28,28")
     return tuple(map(int, sizes))
-
