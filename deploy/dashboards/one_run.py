@@ -169,10 +169,12 @@ def _choosing() -> Row:
                 Query(f"sum(rate(preceptor_selected_examples_total{{{RUN}}}{RATE}))", "selected"),
             ),
             graph(
-                "Share of candidates selected",
-                "b / B of the last answer; the filtering ratio is what is missing from 1.",
+                "Share of candidates selected, and of answers held back",
+                "b / B of the last answer; the filtering ratio is what is missing from 1. Held back: the control arm "
+                "of a run that has one.",
                 "percentunit",
                 Query(f"max(preceptor_selected_ratio{{{RUN}}})", "b / B"),
+                Query(f"sum(rate(preceptor_control_super_batches_total{{{RUN}}}{RATE})) / {_ANSWERS}", "held back"),
                 maximum=1,
             ),
         ],

@@ -15,8 +15,16 @@ from preceptor_service.reference.losses_job import build_losses, score_here
 from preceptor_service.reference.part_scorer import Layout, Scoring, read_reference
 from tests.observability.trainers import DISTINCT, Trainer, example_ids, model_config, super_batch, weights
 
-FASHION = Trainer("fashion", settings={"ledger": True, "reference_losses": "known", "memory_bank": MemoryBank(256)})
-"""It also keeps a ledger, and has a memory bank."""
+FASHION = Trainer(
+    "fashion",
+    settings={
+        "ledger": True,
+        "reference_losses": "known",
+        "memory_bank": MemoryBank(256),
+        "control_fraction": 0.1,
+    },
+)
+"""It also keeps a ledger, has a memory bank, and holds steps back."""
 
 
 def write_table(folder: Path) -> None:
