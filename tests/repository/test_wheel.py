@@ -45,6 +45,7 @@ def test_the_wheel_holds_both_typed_packages_and_the_licence_and_nothing_else(wh
 
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"preceptor", "preceptor_service"}
     assert {"preceptor/py.typed", "preceptor_service/py.typed", "preceptor/v1/run_pb2.pyi"} <= set(names)
+    assert "preceptor_service/report/page.html" in names
     assert [name for name in names if name.endswith("licenses/LICENSE")] != []
 
 
