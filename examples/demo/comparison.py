@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from examples.demo import picture, table
+from examples.demo import picture, report, table
 from examples.demo.progress import progress
 from examples.demo.training import (
     ARCHITECTURE,
@@ -74,8 +74,11 @@ def run(data: str, seed: int, updates: int | None, pool: str, out: Path, console
     )
     with _service(pool, recipe, console) as target:
         found = compare(data, parts, recipe, seed, target, console)
+        with SelectionClient(target) as client:
+            page = report.save(client, *map(_run_id, ("learnability", "uniform")), parts, out / f"{data}.html")
     console.print(table.table(found), table.footnotes(found), sep="\n")
     path = picture.save(found, out / f"{data}.png")
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
     console.print(f"picture: {path}   ({time.monotonic() - began:.0f} s in all)", highlight=False, soft_wrap=True)
 
 
@@ -106,18 +109,23 @@ def _train_arm(
     score, selector = ARMS[name]
     run = client.create_run(
         RunSpec(
-            run_id=f"demo-{name}",
+            run_id=_run_id(name),
             model=ARCHITECTURE,
             model_config=model_config(parts.test.image.shape[-1], recipe.online_width),
             score=score,
             selector=selector,
             seed=seed,
             learner_flops=image_flops(model_config(parts.test.image.shape[-1], recipe.learner_width)),
+            ledger=True,
         )
     )
     if score != "uniform":
         run.push_reference(reference.state_dict())
-    return train_learner(run, parts, recipe, seed, watch)
+    return train_learner(run, parts, recipe, seed, report.reporting(run, watch))
+
+
+def _run_id(arm: str) -> str:
+    return f"demo-{arm}"
 
 
 @contextmanager

@@ -145,6 +145,7 @@ def test_it_reads_a_live_run(preceptor: Run, service: Serving) -> None:
     [
         ("draws", {"score": "uniform", "selector": "uniform"}, "the score of run 'draws' is 'uniform', which scores"),
         ("later", {"select_from_step": 1_000_000}, "the schedule of run 'later' has its sub-batches drawn uniformly, "),
+        ("held", {"control_fraction": 0.9}, "were held back as its control arm, drawn without scores; read from a run"),
         ("stale", {"max_staleness_steps": 3, "on_stale": "uniform"}, "answers to run 'stale' within 0."),
     ],
 )

@@ -15,6 +15,7 @@ from examples.demo import __main__ as command
 from examples.demo import comparison, picture, table
 from examples.demo.training import RECIPES, History
 from preceptor_service.reference import demo_data
+from tests.report.pages import Page
 
 UPDATES = 24
 
@@ -73,6 +74,16 @@ def test_a_short_run_draws_a_picture(output: tuple[str, Path]) -> None:
     assert content.startswith(b"\x89PNG\r\n")
     assert (width, height) == (1600, 672)
     assert f"picture: {out / 'digits.png'}" in printed
+
+
+def test_a_short_run_writes_a_report_of_what_was_selected(output: tuple[str, Path]) -> None:
+    printed, out = output
+    page = Page((out / "digits.html").read_text())
+
+    assert f"report: {out / 'digits.html'}" in printed
+    assert page.mismatched == []
+    assert "test_accuracy, gain over uniform twins" in page.text
+    assert len(page.attributes("img")) == 24
 
 
 def test_a_selected_run_is_compared_at_uniforms_best_accuracy() -> None:

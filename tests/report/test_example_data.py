@@ -116,12 +116,14 @@ def test_what_is_no_picture_is_refused(value: Any, said: str) -> None:
         data_uri(value, None, "row 3")
 
 
-def test_images_in_a_tensor_column_know_their_shape(tmp_path: Path) -> None:
-    storage = pa.FixedSizeListArray.from_arrays(pa.array(GREY.ravel()), 12)
-    column = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), (3, 4)), storage)
-    pq.write_table(pa.table({"example_id": [1], "image": column}), tmp_path / "a.parquet")
-    found = read_examples(DataFiles([tmp_path / "a.parquet"], image_column="image"), examples(), ["1"])
-    assert decoded(found.shown["1"].image).tolist() == GREY.tolist()
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_images_in_a_tensor_column_know_their_shape_whatever_their_order_in_memory(tmp_path: Path, order: str) -> None:
+    image = np.stack([COLOUR, COLOUR])
+    image = image if order == "C" else np.ascontiguousarray(image.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(image)
+    pq.write_table(pa.table({"example_id": [1, 2], "image": column}), tmp_path / "a.parquet")
+    found = read_examples(DataFiles([tmp_path / "a.parquet"], image_column="image"), examples(), ["2"])
+    assert decoded(found.shown["2"].image)[..., :3].tolist() == COLOUR.tolist()
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,16 @@ def test_of_a_loss_a_lower_curve_is_a_gain_and_the_metric_that_heads_the_page_ca
         render(material, "luck")
 
 
+def test_a_long_curve_is_drawn_by_an_even_part_of_it_with_its_end(tmp_path: Path) -> None:
+    long = reported("told", 0.9)
+    values = np.linspace(0, 1, 1_001)
+    long = Reported(long.status, {"test_accuracy": Series(np.arange(1_001), values)})
+    html = render(told(tmp_path, runs=[long]))
+    rows = html.split("<figcaption>test_accuracy")[1].split("</details>")[0].count("<tr>") - 1
+    assert 300 <= rows <= 400
+    assert "told ends at 1 at step 1,000." in html
+
+
 def test_unequal_budgets_are_told(tmp_path: Path) -> None:
     short = uniform("plain", 0.8)
     series = short.metrics["test_accuracy"]

@@ -191,6 +191,11 @@ def _check_all_was_scored(run_id: str, before: RunStatus, after: RunStatus, elap
     """Raises where super-batches were answered without scores, which takes scorers no time."""
     if after.spec.score == "uniform":
         raise ValueError(f"the score of run {run_id!r} is 'uniform', which scores nothing; read from another run")
+    if held_back := after.control_super_batches - before.control_super_batches:
+        raise ValueError(
+            f"{held_back} of {after.super_batches - before.super_batches} answers to run {run_id!r} within "
+            f"{elapsed_s:.1f} s were held back as its control arm, drawn without scores; read from a run without one"
+        )
     steps = [status.last_step for status in (before, after) if status.last_step is not None]
     if any(share_by_score(after.spec, step) == 0 for step in steps):
         raise ValueError(

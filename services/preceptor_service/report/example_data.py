@@ -175,12 +175,21 @@ def _shown(files: DataFiles, table: Any, row: int, where: Path) -> Shown:
         caption = caption if len(caption) <= _MAX_CAPTION else f"{caption[:_MAX_CAPTION]}…"
     image = None
     if files.image_column is not None:
-        column, shape = table.column(files.image_column).combine_chunks(), files.image_shape
-        if isinstance(column.type, pa.BaseExtensionType):
-            shape, column = tuple(getattr(column.type, "shape", ())) or shape, column.storage
-        image = data_uri(column[row].as_py(), shape, f"{where}: column {files.image_column!r}, row {row}")
+        value = _image(table.column(files.image_column), row)
+        image = data_uri(value, files.image_shape, f"{where}: column {files.image_column!r}, row {row}")
     groups = {name: _texts(table.column(name))[row].as_py() for name in files.group_columns}
     return Shown(image, caption, groups)
+
+
+def _image(column: Any, row: int) -> Any:
+    """Returns a value of a column; a tensor as an array, its axes in order whatever they are in memory."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not isinstance(array.type, pa.FixedShapeTensorType):
+        return array[row].as_py()
+    if not array[row].is_valid:
+        return None
+    order = array.type.permutation or range(len(array.type.shape))
+    return np.array(array.storage[row].as_py()).reshape(array.type.shape).transpose(np.argsort(order))
 
 
 def _texts(column: Any) -> Any:

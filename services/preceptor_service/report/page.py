@@ -22,6 +22,7 @@ from preceptor_service.schedule import is_held_back
 from preceptor_service.uplift import ControlUplift, Interval, TwinUplift, control_uplift, is_less_better, twin_uplift
 
 _MAX_SHADED = 200
+_MAX_POINTS = 400
 _UNEQUAL_BUDGET = 0.02
 
 
@@ -67,7 +68,13 @@ def render(material: Material, metric: str | None = None) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": number, "percent": _percent, "interval": _interval, "signed": _signed}
+    environment.filters |= {
+        "number": number,
+        "percent": _percent,
+        "interval": _interval,
+        "ends": _ends,
+        "signed": _signed,
+    }
     run, selections = material.runs[0], material.selections
     comparisons = _comparisons(material)
     main = _main(comparisons, metric)
@@ -136,7 +143,7 @@ def _curve(material: Material, name: str, place: int) -> Chart:
         for one in reports:
             if name in one.metrics:
                 series = one.metrics[name]
-                points = list(zip(series.steps.tolist(), series.values.tolist(), strict=True))
+                points = _thinned(list(zip(series.steps.tolist(), series.values.tolist(), strict=True)))
                 lines.append(Line(one.run_id + (" (uniform)" if style == "twin" else ""), points, style))
                 ends.append(f"{lines[-1].name} ends at {number(points[-1][1])} at step {number(points[-1][0])}")
     spec = material.runs[0].status.spec
@@ -151,6 +158,12 @@ def _curve(material: Material, name: str, place: int) -> Chart:
         shaded=_held_back(spec, last),
         shaded_name="held back: uniform",
     )
+
+
+def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Returns at most `_MAX_POINTS` of them, evenly, the last among them: a chart is not wider, nor a table longer."""
+    every = -(-len(points) // _MAX_POINTS)
+    return points[len(points) - 1 :: -every][::-1] if points else points
 
 
 def _held_back(spec: RunSpec, last_step: int) -> list[tuple[float, float]]:
@@ -319,7 +332,10 @@ def _signed(value: float) -> str:
 
 
 def _interval(interval: Interval, per: float = 1.0) -> str:
-    estimate = _signed(per * interval.estimate)
+    return f"{_signed(per * interval.estimate)} ({_ends(interval, per)})"
+
+
+def _ends(interval: Interval, per: float = 1.0) -> str:
     if interval.low is None or interval.high is None:
-        return f"{estimate}, too few reports for an interval"
-    return f"{estimate} ({_signed(per * interval.low)} to {_signed(per * interval.high)})"
+        return "too few reports for an interval"
+    return f"{_signed(per * interval.low)} to {_signed(per * interval.high)}"
