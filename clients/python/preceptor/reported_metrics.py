@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from preceptor.channel import Connection, RpcFailure, backoff_s
 from preceptor.errors import DeadlineExceededError, UnavailableError
 from preceptor.v1 import selection_pb2
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,15 @@ def report_metrics(
 
 
 def list_metrics(connection: Connection, run_id: str, timeout_s: float) -> dict[str, MetricSeries]:
-    """Returns all that was reported of a run, by name.
+    """Returns all that was reported of a run, by name; logs a warning where some of it is damaged in the store.
 
     Raises:
         PreceptorError: as `Run.metrics` says.
     """
     request = selection_pb2.ListMetricsRequest(run_id=run_id)
     response = connection.unary("ListMetrics", request, selection_pb2.ListMetricsResponse, timeout_s)
+    if response.damaged_pieces:
+        logger.warning("run %s: %d pieces of its reported metrics are damaged", run_id, response.damaged_pieces)
     return {
         series.name: MetricSeries(np.array(series.steps, np.int64), np.array(series.values, np.float64))
         for series in response.series

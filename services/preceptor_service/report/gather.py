@@ -84,7 +84,7 @@ def gather(
         return Material(runs, twins, selections, damaged=written.damaged)
     ranked = selections.examples.ranked().tolist()
     most = ranked[:SHOWN]
-    least = ranked[: len(most) - 1 if len(ranked) < 2 * SHOWN else -SHOWN - 1 : -1]
+    least = ranked[max(len(most), len(ranked) - SHOWN) :][::-1]
     shown = [selections.examples.ids[place].as_py() for place in (*most, *least)]
     data = None if files is None else read_examples(files, selections.examples, shown)
     return Material(runs, twins, selections, None, written.damaged, (most, least), data)
