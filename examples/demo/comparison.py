@@ -75,7 +75,7 @@ def run(data: str, seed: int, updates: int | None, pool: str, out: Path, console
     with _service(pool, recipe, console) as target:
         found = compare(data, parts, recipe, seed, target, console)
         with SelectionClient(target) as client:
-            page = report.save(client, *map(_run_id, ("learnability", "uniform")), parts, out / f"{data}.html")
+            page = report.save(client, _run_id("learnability"), _run_id("uniform"), parts, out / f"{data}.html")
     console.print(table.table(found), table.footnotes(found), sep="\n")
     path = picture.save(found, out / f"{data}.png")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)

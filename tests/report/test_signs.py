@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from preceptor_service.uplift import Interval
 SPEC = RunSpec("run", model="small_cnn", temperature=2.0)
 
 
-def periods(offered: list[float | None], selected: list[float | None]) -> list[Period]:
+def periods(offered: Sequence[float | None], selected: Sequence[float | None]) -> list[Period]:
     return [
         Period(at * 10, at * 10 + 9, 10, 0, 0, None, low, high, None)
         for at, (low, high) in enumerate(zip(offered, selected, strict=True))

@@ -239,9 +239,9 @@ class SelectStream:
                 header.step,
                 header.rank,
                 selected,
-                is_held_back(self._run.spec, header.step),
                 receive_s=arriving.received - arriving.started,
                 total_s=time.perf_counter() - arriving.started,
+                is_control=is_held_back(self._run.spec, header.step),
             )
             self._answers.add(key, identity, answer)
         self._recorder.answered(self._run, header, selected, answer)

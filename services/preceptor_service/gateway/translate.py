@@ -23,7 +23,7 @@ from preceptor_service.weight_store import WeightsVersion
 
 
 def selection(
-    step: int, rank: int, selected: Selected, is_control: bool, receive_s: float, total_s: float
+    step: int, rank: int, selected: Selected, receive_s: float, total_s: float, is_control: bool = False
 ) -> selection_pb2.Selection:
     """Returns the answer to one super-batch."""
     pinned = selected.pinned if len(selected.scores) else None  # no version is behind an unscored draw

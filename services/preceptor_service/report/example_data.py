@@ -134,12 +134,12 @@ class _Codes:
     def groups(self, examples: Examples) -> tuple[Group, ...]:
         known = self._of >= 0
         of, count = self._of[known], len(self._names)
-        sums = [
+        rows, offered, selected, expected = (
             np.bincount(of, weights=values[known], minlength=count)
             for values in (np.ones(len(examples)), examples.offered, examples.selected, examples.expected)
-        ]
+        )
         found = [
-            Group(name, *(int(total[number]) for total in sums[:3]), float(sums[3][number]))
+            Group(name, int(rows[number]), int(offered[number]), int(selected[number]), float(expected[number]))
             for name, number in self._names.items()
         ]
         return tuple(sorted(found, key=lambda group: (-group.over_uniform, group.name)))

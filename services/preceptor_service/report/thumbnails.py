@@ -103,7 +103,8 @@ def _as_bytes(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:
 def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Returns at most `_SIDE` pixels a side, by leaving rows and columns out evenly."""
     rows, columns = (np.linspace(0, size - 1, min(size, _SIDE)).astype(int) for size in pixels.shape[:2])
-    return pixels[rows][:, columns]
+    small: NDArray[np.uint8] = pixels[rows][:, columns]
+    return small
 
 
 def _uri(kind: str, content: bytes) -> str:
