@@ -165,7 +165,8 @@ def test_unequal_budgets_are_told(tmp_path: Path) -> None:
 def test_held_back_steps_are_compared_or_the_page_says_how_they_could_be(tmp_path: Path) -> None:
     fine = reported("told", 0.9, control_fraction=0.3, control_block_steps=10)
     page = page_of(told(tmp_path, runs=[fine]))
-    assert "gain over held-back steps" in page.text
+    assert "gain over held-back, per 1,000 steps" in page.text
+    assert "test_accuracy, gain over held-back steps" in page.text
     assert "per 1,000 steps" in page.text
     assert "held back: uniform" in page.text
     assert len([one for one in page.attributes("rect") if one.get("class") == "shaded"]) > 2

@@ -144,13 +144,13 @@ def ticks(low: float, high: float) -> list[float]:
     return [place * step for place in range(first, last + 1)] or [low]
 
 
-def number(value: float) -> str:
-    """Returns a number for people: whole ones with thousands apart, others with four digits that count."""
+def number(value: float, digits: int = 4) -> str:
+    """Returns a number for people: whole ones with thousands apart, others with so many digits that count."""
     if not math.isfinite(value):
         return "–"
     if abs(value) >= 1000 or value == int(value):
         return f"{value:,.0f}".replace("-", "−")
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("-", "−")
 
 
 @dataclass(frozen=True)

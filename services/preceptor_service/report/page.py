@@ -328,7 +328,7 @@ def _percent(share: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + number(value)
+    return ("+" if value > 0 else "") + number(value, digits=3)
 
 
 def _interval(interval: Interval, per: float = 1.0) -> str:
