@@ -170,6 +170,7 @@ class FakeService:
         self.lives: Counter[str] = Counter()
         """How often each run was created; its creation time in seconds."""
         self.ledger: list[ledger_pb2.ReadLedgerResponse | Abort] = []
+        self.reported: dict[str, dict[int, float]] = {}
         """What ReadLedger answers."""
         self.last_step: int | None = None
         self.learner_step: int | None = None
@@ -281,6 +282,20 @@ class FakeService:
                 abort_with(context, response)
             else:
                 yield response
+
+    def _report_metrics(
+        self, request: selection_pb2.ReportMetricsRequest, _: Any
+    ) -> selection_pb2.ReportMetricsResponse:
+        for name, value in request.values.items():
+            self.reported.setdefault(name, {})[request.step] = value
+        return selection_pb2.ReportMetricsResponse()
+
+    def _list_metrics(self, _: Any, __: Any) -> selection_pb2.ListMetricsResponse:
+        series = [
+            selection_pb2.MetricSeries(name=name, steps=list(values), values=list(values.values()))
+            for name, values in self.reported.items()
+        ]
+        return selection_pb2.ListMetricsResponse(series=series)
 
     def _create_run(self, request: selection_pb2.CreateRunRequest, _: Any) -> selection_pb2.CreateRunResponse:
         self.lives[request.spec.run_id] += request.spec.run_id not in self.runs

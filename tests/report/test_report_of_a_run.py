@@ -116,13 +116,16 @@ def test_a_report_shows_curves_examples_classes_and_finds_what_is_noise(
     held = re.search(r"held back as control arm (\d+)", page.text)
     assert held is not None
     assert 0 < int(held[1]) < 80
-    assert re.search(r"gained per step over \d selected blocks of 10 steps, minus the same over \d that were", page.text)
+    assert re.search(
+        r"gained per step over \d selected blocks of 10 steps, minus the same over \d that were", page.text
+    )
     assert "Selection hardly differs" not in page.text
 
 
 def test_a_reference_no_better_than_the_pool_at_a_high_temperature_is_told(report: Callable[..., Page]) -> None:
     page = report("poor", "--twin", "uniform")
     assert "Selection hardly differs from uniform draws." in page.text
+    assert re.search(r"that of all offered from \d", page.text)
     assert "--data FILES.parquet" in page.text
 
 
