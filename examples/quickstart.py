@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from preceptor import RunSpec, SelectionClient, Tls
+from preceptor import CoTraining, RunSpec, SelectionClient, Tls
 from preceptor.torch import SelectingLoader
 from preceptor_service.models import ArchitectureRegistry
 
@@ -40,11 +40,11 @@ for _ in range(100):
 
 # [quickstart]
 with SelectionClient(target, tls=tls, token=token) as client:
-    run = client.create_run(RunSpec(run_id, model="small_cnn", model_config=config, score="learnability"))
+    online = CoTraining(learning_rate=3e-3, publish_every=8, lag=1)  # the service trains it on what it hands out
+    run = client.create_run(RunSpec(run_id, model="small_cnn", model_config=config, co_training=online))
     run.push_reference(reference.state_dict())  # trained on data worth imitating
     batches = SelectingLoader(super_batches, run, sub_batch_size=64)
     for _epoch in range(40):
-        run.push_weights(learner.state_dict(), step=batches.step)
         for image, label in batches:  # 64 of every 192, selected while the step before trained
             update(learner, optimiser, image, label)
 # [/quickstart]

@@ -49,11 +49,14 @@ HOW_TO_ASK: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "How stale?": (
-        "Age of each learner copy in steps, as a share of its bound, and by the clock.",
+        "Age of each learner copy in steps, as a share of its bound, and by the clock; seconds of a scorer that a step "
+        "of a co-trained online model takes.",
         (
             "max by (run) (preceptor_staleness_steps)",
             "max by (run) (preceptor_staleness_steps / preceptor_max_staleness_steps)",
             "time() - max by (run) (preceptor_last_push_timestamp_seconds)",
+            "sum by (run) (rate(preceptor_co_training_seconds_total[5m])) / "
+            "sum by (run) (rate(preceptor_co_trained_steps_total[5m]))",
         ),
     ),
     "Does it pay?": (

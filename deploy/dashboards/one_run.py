@@ -242,6 +242,24 @@ def _stale() -> Row:
                 ),
                 runbooks=["PreceptorPushesFail"],
             ),
+            graph(
+                "Steps that the service trains",
+                "Per second, of a co-trained online model; nothing for a run whose learner copy is pushed.",
+                "suffix:/s",
+                Query(f"sum(rate(preceptor_co_trained_steps_total{{{RUN}}}{RATE}))", "steps"),
+            ),
+            graph(
+                "Time that scorers train",
+                "Seconds per second, loading and storing included.",
+                "s",
+                Query(f"sum(rate(preceptor_co_training_seconds_total{{{RUN}}}{RATE}))", "training"),
+            ),
+            graph(
+                "Update loss of the online model",
+                "Mean over the block trained last.",
+                "short",
+                Query(f"max(preceptor_co_training_loss{{{RUN}}})", "loss"),
+            ),
         ],
     )
 

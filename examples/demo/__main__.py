@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:
-        comparison.run(options.data, options.seed, options.updates, options.pool, options.out, console)
+        comparison.run(options.data, options.seed, options.updates, options.pool, options.push, options.out, console)
     except KeyboardInterrupt:
         complaints.print("demo: interrupted")
         return _INTERRUPTED
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=_whole(0), default=0, help="of data, weights, order and selection (0)")
     parser.add_argument("--updates", type=_whole(1), help="optimiser steps of each arm (400; fashion-mnist: 800)")
     parser.add_argument("--pool", choices=("ray", "in-process"), default="ray", help="who runs the scorers (ray)")
+    parser.add_argument("--push", action="store_true", help="train the online model in the trainer, and push it")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the picture (demo-out)")
     return parser
 

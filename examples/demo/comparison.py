@@ -29,7 +29,7 @@ from examples.demo.training import (
     train_learner,
     train_reference,
 )
-from preceptor import RunSpec, SelectionClient
+from preceptor import CoTraining, RunSpec, SelectionClient
 from preceptor_service.app import start_service
 from preceptor_service.config import parse_config
 from preceptor_service.reference.demo_data import Parts, load
@@ -61,8 +61,11 @@ class Comparison:
     histories: dict[str, History]
 
 
-def run(data: str, seed: int, updates: int | None, pool: str, out: Path, console: Console) -> None:
-    """Runs the demo and shows its results on `console` and in a picture below `out`."""
+def run(data: str, seed: int, updates: int | None, pool: str, pushes: bool, out: Path, console: Console) -> None:
+    """Runs the demo and shows its results on `console` and in a picture below `out`.
+
+    The service trains the online model itself; where the trainer `pushes`, it does.
+    """
     began = time.monotonic()
     recipe = RECIPES[data]
     if updates is not None:
@@ -73,7 +76,7 @@ def run(data: str, seed: int, updates: int | None, pool: str, out: Path, console
         f"{len(parts.clean):,} clean ones for the reference; {len(parts.test):,} to test on"
     )
     with _service(pool, recipe, console) as target:
-        found = compare(data, parts, recipe, seed, target, console)
+        found = compare(data, parts, recipe, seed, pushes, target, console)
         with SelectionClient(target) as client:
             page = report.save(client, _run_id("learnability"), _run_id("uniform"), parts, out / f"{data}.html")
     console.print(table.table(found), table.footnotes(found), sep="\n")
@@ -82,7 +85,9 @@ def run(data: str, seed: int, updates: int | None, pool: str, out: Path, console
     console.print(f"picture: {path}   ({time.monotonic() - began:.0f} s in all)", highlight=False, soft_wrap=True)
 
 
-def compare(data: str, parts: Parts, recipe: Recipe, seed: int, target: str, console: Console) -> Comparison:
+def compare(
+    data: str, parts: Parts, recipe: Recipe, seed: int, pushes: bool, target: str, console: Console
+) -> Comparison:
     """Trains the reference and both arms through the service at `target`."""
     torch.set_num_threads(1)  # the scorers need the other cores
     image_size = parts.test.image.shape[-1]
@@ -92,7 +97,8 @@ def compare(data: str, parts: Parts, recipe: Recipe, seed: int, target: str, con
     histories = {}
     with SelectionClient(target) as client, progress(console, recipe.updates, ARMS) as watchers:
         for name in ARMS:
-            histories[name] = _train_arm(client, name, reference, parts, recipe, seed, watchers[name])
+            co_training = None if pushes else recipe.co_training(seed + 1)
+            histories[name] = _train_arm(client, name, co_training, reference, parts, recipe, seed, watchers[name])
     return Comparison(
         data=data,
         seed=seed,
@@ -104,7 +110,14 @@ def compare(data: str, parts: Parts, recipe: Recipe, seed: int, target: str, con
 
 
 def _train_arm(
-    client: SelectionClient, name: str, reference: nn.Module, parts: Parts, recipe: Recipe, seed: int, watch: Watcher
+    client: SelectionClient,
+    name: str,
+    co_training: CoTraining | None,
+    reference: nn.Module,
+    parts: Parts,
+    recipe: Recipe,
+    seed: int,
+    watch: Watcher,
 ) -> History:
     score, selector = ARMS[name]
     run = client.create_run(
@@ -116,6 +129,7 @@ def _train_arm(
             selector=selector,
             seed=seed,
             learner_flops=image_flops(model_config(parts.test.image.shape[-1], recipe.learner_width)),
+            co_training=None if score == "uniform" else co_training,
             ledger=True,
         )
     )

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from preceptor import Run
+from preceptor import CoTraining, Run
 from preceptor.torch import SelectingLoader, forward_flops
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.reference.demo_data import NUM_CLASSES, Images, Parts
@@ -37,7 +37,7 @@ class Recipe:
         online_width: the same for the online and the reference model.
         learning_rate: AdamW's, at the start.
         reference_learning_rate: the same for the reference.
-        push_every: updates between two pushes of the online model.
+        push_every: updates between two pushes of the online model, where the trainer trains it.
         evaluate_every: updates between two tests of the learner.
     """
 
@@ -56,6 +56,13 @@ class Recipe:
     def ratio(self) -> float:
         """ρ = B / b."""
         return self.super_batch_size / self.sub_batch_size
+
+    def co_training(self, seed: int) -> CoTraining:
+        """Returns how the service trains the online model: as the learner is trained, a block behind."""
+        # Blocks of half the steps: with one of lag the model is about as old as one that is pushed.
+        return CoTraining(
+            self.learning_rate, total_steps=self.updates, publish_every=self.push_every // 2, lag=1, seed=seed
+        )
 
 
 RECIPES = {
@@ -151,13 +158,14 @@ def train_reference(clean: Images, config: dict[str, int], recipe: Recipe, seed:
 def train_learner(run: Run, parts: Parts, recipe: Recipe, seed: int, watch: Watcher) -> History:
     """Trains the learner on what `run` selects, and returns what happened.
 
-    Algorithm 1 of arXiv 2312.05328: learner and small online model take one step on the same sub-batch; the online
-    model's weights are pushed every few updates and score the candidates. A uniform run has no online model.
+    Algorithm 1 of arXiv 2312.05328: learner and small online model take one step on the same sub-batch, and the online
+    model scores the candidates. The service trains it; where the run says nothing of that, it is trained here and its
+    weights are pushed every few updates. A uniform run has no online model.
     """
     learner_config = model_config(parts.test.image.shape[-1], recipe.learner_width)
     learner = Trainee(build_model(learner_config, seed), recipe.updates, recipe.learning_rate)
     trainees = [learner]
-    if run.spec.score != "uniform":
+    if run.spec.score != "uniform" and run.spec.co_training is None:
         online_config = model_config(parts.test.image.shape[-1], recipe.online_width)
         trainees.append(Trainee(build_model(online_config, seed + 1), recipe.updates, recipe.learning_rate))
         run.push_weights(trainees[1].model.state_dict(), step=0)

@@ -226,6 +226,21 @@ class MemoryBankConfig(_Section):
     keep_bytes: Positive = Field(64 * MIB, description="Bytes of them in the store.")
 
 
+class CoTrainingConfig(_Section):
+    """Online models that are trained in the service, in the store of `weights`; see `docs/co-training.md`."""
+
+    journal_bytes: Positive = Field(
+        1024 * MIB,
+        description="Sub-batches of one run that were handed out and not trained on yet; then its steps wait.",
+    )
+    answers_bytes: Positive = Field(
+        64 * MIB, description="Answers of one run that are kept for a trainer that asks again; oldest out."
+    )
+    timeout_s: PositiveSeconds = Field(
+        300.0, description="Longest training of one block by a scorer before another one is asked."
+    )
+
+
 class LimitsConfig(_Section):
     """Bounds on what clients may create."""
 
@@ -314,6 +329,7 @@ class ServiceConfig(_Section):
     weights: WeightsConfig = WeightsConfig()
     ledger: LedgerConfig = LedgerConfig()
     memory_bank: MemoryBankConfig = MemoryBankConfig()
+    co_training: CoTrainingConfig = CoTrainingConfig()
     limits: LimitsConfig = LimitsConfig()
     reference_losses: ReferenceLossesConfig = ReferenceLossesConfig()
     tls: TlsConfig | None = Field(None, description="None: plaintext.")

@@ -16,10 +16,11 @@ def relative_compute(
     charge_reference_training: float = 1.0,
     charge_online_training: float = 1.0,
     charge_reference_scoring: float = 1.0,
+    charge_reference_updates: float = 0.0,
 ) -> float:
     """Returns the compute of a selected run over that of the uniform run that reaches the same quality.
 
-        (1 − s) · [1 + f · T_o + (ρ/3)(f + f_r · S_r)] + f_r · T_r
+        (1 − s) · [1 + f · T_o + f_r · U_r + (ρ/3)(f + f_r · S_r)] + f_r · T_r
 
     Below 1 selection pays for itself. A forward pass counts 1, a backward pass 2, so the learner's update of b examples
     is the 1; f trains the online model on the same b; (ρ/3)(f + f_r) is the forward pass of both over all B candidates.
@@ -35,6 +36,7 @@ def relative_compute(
             the scorers hold a copy of the learner itself.
         charge_reference_scoring: S_r, the share of candidates that the reference scores during training: 0 where its
             losses were computed before.
+        charge_reference_updates: U_r, examples that the reference is trained on beside the learner, over b.
 
     Returns:
         A ratio; 1 is the uniform run.
@@ -49,7 +51,7 @@ def relative_compute(
         raise ValueError(f"savings is {savings}; it must be below 1, and finite")
     training = _reference_training(f_reference, charge_reference_training)
     return (1 - savings) * _per_update(
-        f_online, f_reference, ratio, charge_online_training, charge_reference_scoring
+        f_online, f_reference, ratio, charge_online_training, charge_reference_scoring, charge_reference_updates
     ) + training
 
 
@@ -60,29 +62,37 @@ def break_even_savings(
     charge_reference_training: float = 1.0,
     charge_online_training: float = 1.0,
     charge_reference_scoring: float = 1.0,
+    charge_reference_updates: float = 0.0,
 ) -> float:
     """Returns the share of learner updates that must be saved for `relative_compute` to be 1.
 
-        1 − (1 − f_r · T_r) / [1 + f · T_o + (ρ/3)(f + f_r · S_r)]
+        1 − (1 − f_r · T_r) / [1 + f · T_o + f_r · U_r + (ρ/3)(f + f_r · S_r)]
 
     1 or above where no saving suffices. Arguments, errors and source as `relative_compute`.
     """
     training = _reference_training(f_reference, charge_reference_training)
     return 1 - (1 - training) / _per_update(
-        f_online, f_reference, ratio, charge_online_training, charge_reference_scoring
+        f_online, f_reference, ratio, charge_online_training, charge_reference_scoring, charge_reference_updates
     )
 
 
 def _per_update(
-    f_online: float, f_reference: float, ratio: float, charge_online_training: float, charge_reference_scoring: float
+    f_online: float,
+    f_reference: float,
+    ratio: float,
+    charge_online_training: float,
+    charge_reference_scoring: float,
+    charge_reference_updates: float,
 ) -> float:
     _check("f_online", f_online, 0.0)
     _check("f_reference", f_reference, 0.0)
     _check("ratio", ratio, 1.0)
     _check("charge_online_training", charge_online_training, 0.0)
     _check("charge_reference_scoring", charge_reference_scoring, 0.0)
+    _check("charge_reference_updates", charge_reference_updates, 0.0)
     scoring = f_online + f_reference * charge_reference_scoring
-    return 1 + f_online * charge_online_training + ratio / 3 * scoring
+    training = f_online * charge_online_training + f_reference * charge_reference_updates
+    return 1 + training + ratio / 3 * scoring
 
 
 def _reference_training(f_reference: float, charge_reference_training: float) -> float:

@@ -62,11 +62,15 @@ def cost_of(
     candidates: int,
     selected: int,
     reference_scored_share: float = 1.0,
+    super_batches: int = 0,
 ) -> Cost | None:
     """Returns the cost of a run that offered `candidates`, got `selected`, and had that share scored by the reference.
 
     None before the first answer, for a rule that scores nothing, where operations are not known, and where more was
     selected than offered: from a memory bank, a gateway may sample what another one scored.
+    `super_batches` is how many those were; read where the reference is trained on some of each.
+
+    None before the first answer, for a rule that scores nothing, and where operations are not known.
     """
     learner = spec.learner_flops or flops.learner_copy
     copy = flops.learner_copy if rule.needs_learner else 0.0
@@ -75,15 +79,18 @@ def cost_of(
         reference *= 2
     if not 0 < selected <= candidates or not learner or copy is None or reference is None or not copy + reference:
         return None
+    online_reference = spec.co_training.reference_examples if spec.co_training is not None else 0
+    trained_on = min(online_reference * super_batches, candidates)
     shares = {
         "f_online": copy / learner,
         "f_reference": reference / learner,
         "ratio": candidates / selected,
-        # Of two references each is trained on half of the data.
-        "charge_reference_training": 0.5 if spec.cross_reference else 1.0,
+        # Of two references each is trained on half of the data; an online one is trained on the way.
+        "charge_reference_training": 0.0 if online_reference else 0.5 if spec.cross_reference else 1.0,
         "charge_reference_scoring": reference_scored_share,
-        # A copy of the learner itself is not trained a second time.
-        "charge_online_training": 0.0 if spec.learner_flops is None else 1.0,
+        "charge_reference_updates": trained_on / selected,
+        # A copy of the learner itself is not trained a second time, unless the service does it.
+        "charge_online_training": 0.0 if spec.learner_flops is None and spec.co_training is None else 1.0,
     }
     expected = PAPER_SAVINGS if spec.expected_savings is None else spec.expected_savings
     return Cost(

@@ -64,6 +64,15 @@ def drawn_by_score(
     return indices, selectors.importance_weights(chances, indices, share, settings.importance_exponent)
 
 
+def drawn_for_reference(spec: RunSpec, rows: int, draw: Draw, count: int) -> Indices:
+    """Returns what an online reference is trained on: int64, `count` of `rows` or all, all with equal chances.
+
+    From a random stream of its own, so that it has nothing to do with what is drawn for the trainer.
+    """
+    noise = uniforms(spec.seed, f"{spec.run_id}/reference", draw.step, draw.rank, rows)  # no run id has a slash
+    return selectors.uniform(np.zeros(rows, np.float32), min(count, rows), noise, selector_settings(spec))
+
+
 def drawn_uniformly(spec: RunSpec, selector: Selector, rows: int, draw: Draw) -> tuple[Indices, NDArray[np.float32]]:
     """Returns b of `rows` unscored candidates, all with equal chances; and their weights, as `drawn_by_score`."""
     noise = uniforms(spec.seed, spec.run_id, draw.step, draw.rank, rows, draw.domain)

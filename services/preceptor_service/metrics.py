@@ -106,6 +106,21 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
         ),
         Metric("weight_pushes", "counter", "1", ("run", "role"), "Weights committed, by role."),
         Metric("weight_push_seconds", "counter", "seconds", ("run",), "Time from first byte to commit, summed."),
+        Metric(
+            "co_trained_steps",
+            "counter",
+            "1",
+            ("run",),
+            "Steps that the online model of a co-trained run was trained on, by what this gateway asked of scorers.",
+        ),
+        Metric(
+            "co_training_seconds",
+            "counter",
+            "seconds",
+            ("run",),
+            "Time of scorers for that, loading and storing included.",
+        ),
+        Metric("co_training_loss", "gauge", "1", ("run",), "Its mean update loss over the block trained last."),
     ),
     "Does it pay?": (
         Metric(
@@ -296,6 +311,9 @@ class GatewayMetrics:
         self.last_push = self._gauge("last_push_timestamp_seconds")
         self.pushes = self._counter("weight_pushes")
         self.push_seconds = self._counter("weight_push_seconds")
+        self.co_trained_steps = self._counter("co_trained_steps")
+        self.co_training_seconds = self._counter("co_training_seconds")
+        self.co_training_loss = self._gauge("co_training_loss")
         self.mean_score = self._gauge("mean_score")
         self.control_super_batches = self._counter("control_super_batches")
         self.scoring_flops = self._counter("scoring_flops")

@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preceptor.errors import DeadlineExceededError, InvalidSuperBatchError, ScorersUnavailableError
 from preceptor_service.byte_budget import ByteBudget
-from preceptor_service.drawing import Draw, drawn_by_score, drawn_uniformly
+from preceptor_service.co_trainer import CoTrainer
+from preceptor_service.co_training.blocks import Handout
+from preceptor_service.co_training.journal import Answer, Columns, Reader
+from preceptor_service.drawing import Draw, drawn_by_score, drawn_for_reference, drawn_uniformly
 from preceptor_service.memory_bank.ids import Ids, as_ids
 from preceptor_service.reference_losses import ReferenceLosses
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
 from preceptor_service.schedule import count_by_score
 from preceptor_service.scoring.pool import Losses, MicroBatch, ScorerLostError, ScorerPool, ScoringModels
 from preceptor_service.super_batch import Body, SuperBatch, decode
+from preceptor_service.weight_store import WeightsVersion
 
 FallbackReason = Literal["stale", "deadline", "scorers"]
 """Why a draw was uniform: the learner copy was too old, the answer would have been too late, scorers were lost."""
@@ -71,11 +75,15 @@ class Stages:
 
 @dataclass(frozen=True)
 class Arrived:
-    """A super-batch as it arrived: its body, B as announced, and when it must be answered (event loop's clock)."""
+    """A super-batch as it arrived: its body, B as announced, and when it must be answered (event loop's clock).
+
+    `digest` names the body, as the client chose it.
+    """
 
     body: Body
     rows: int
     deadline: float
+    digest: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ class Selected:
     `weights` are importance weights, float32 `[b]`; empty where the run's selector has none.
     `scores` is empty where nothing was scored and the draw was uniform: as a `fallback`, for the reason that it gives,
     or by the run's schedule. `example_id` is the trainer's, an Arrow array `[B]` of int64 or string, or None.
+    `is_repeat` says that a co-trained run handed it out before.
     """
 
     indices: NDArray[np.int64]
@@ -105,6 +114,7 @@ class Selected:
     non_finite_count: int
     example_id: Any = None
     stages: Stages = field(default_factory=Stages)
+    is_repeat: bool = False
 
     @property
     def is_fallback(self) -> bool:
@@ -140,24 +150,37 @@ class Pipeline:
         return pinned
 
     async def select(self, run: ActiveRun, pinned: Pinned, arrived: Arrived, draw: Draw) -> Selected:
-        """Answers one super-batch (Algorithm 1, lines 4 to 6).
+        """Answers one super-batch (Algorithm 1, lines 4 to 6), and has a co-trained model learn from it (line 8).
 
         Raises:
             InvalidSuperBatchError: the body or `sub_batch_size` does not fit the run.
             NonFiniteScoresError: fewer finite scores than `sub_batch_size`.
             DeadlineExceededError: not scored in time, and the run does not fall back.
             ScorersUnavailableError: scorers were lost again and again, and the run does not fall back.
+            PreceptorError: of a co-trained run, also as `CoTrainer.hand_out`.
         """
         stages = Stages()
+        if run.co_trainer is not None and (given := await _given_before(run.co_trainer, pinned, arrived, draw)):
+            return given
         super_batch = await self._decoded(run, arrived, stages)
         _check_size(draw, super_batch)
+        selected = await self._selected(run, pinned, super_batch, arrived.deadline, draw, stages)
+        if run.co_trainer is not None:
+            selected = await _handed_out(run, run.co_trainer, selected, super_batch, arrived, draw)
+        return selected
+
+    async def _selected(
+        self, run: ActiveRun, pinned: Pinned, super_batch: SuperBatch, deadline: float, draw: Draw, stages: Stages
+    ) -> Selected:
         by_score = count_by_score(run.spec, draw.step, draw.sub_batch_size)
         if by_score == 0:
             return _drawn_uniformly(run, pinned, super_batch, draw, stages)
         if pinned.is_too_stale and run.spec.on_stale == "uniform":
             return _drawn_uniformly(run, pinned, super_batch, draw, stages, fallback="stale")
         try:
-            scored = await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages)
+            if run.co_trainer is not None:
+                pinned = await self._runs.co_trained(run.co_trainer, run, draw.step, deadline)
+            scored = await self._scored_in_time(run, pinned, super_batch, deadline, stages)
         except (DeadlineExceededError, ScorersUnavailableError) as error:
             if run.spec.on_deadline == "raise":
                 raise
@@ -320,6 +343,62 @@ def _drawn_uniformly(
     """Unscored: as a fallback, which is marked, or because the run's schedule says so."""
     indices, weights = drawn_uniformly(run.spec, run.selector, super_batch.rows, draw)
     return Selected(indices, _NOTHING, weights, pinned, fallback, 0, super_batch.example_id, stages)
+
+
+async def _given_before(co_trainer: CoTrainer, pinned: Pinned, arrived: Arrived, draw: Draw) -> Selected | None:
+    """Returns the answer to a step that the online model is trained on; None where it is not."""
+    handout = Handout(draw.step, draw.rank)
+    co_trainer.check(handout)
+    answer = await co_trainer.answer(handout, _identity(arrived, draw))
+    return None if answer is None else _repeated(answer, pinned, draw.step)
+
+
+async def _handed_out(
+    run: ActiveRun,
+    co_trainer: CoTrainer,
+    selected: Selected,
+    super_batch: SuperBatch,
+    arrived: Arrived,
+    draw: Draw,
+) -> Selected:
+    """Has the online model train on the sub-batch; returns it, or what was handed out as that step before."""
+    learner = selected.pinned.learner
+    answer = Answer(
+        identity=_identity(arrived, draw),
+        indices=selected.indices,
+        scores=selected.scores,
+        weights=selected.weights,
+        learner_version=learner.version if learner else None,
+        learner_step=learner.step if learner else None,
+        fallback=selected.fallback,
+        non_finite_count=selected.non_finite_count,
+    )
+    rows: dict[Reader, Columns] = {"online": super_batch.take(selected.indices).columns}
+    if run.spec.co_training is not None and (count := run.spec.co_training.reference_examples):
+        drawn = drawn_for_reference(run.spec, super_batch.rows, draw, count)
+        rows["reference"] = super_batch.take(drawn).columns
+    given = await co_trainer.hand_out(Handout(draw.step, draw.rank), rows, answer, arrived.deadline)
+    return selected if given is answer else _repeated(given, selected.pinned, draw.step)
+
+
+def _repeated(answer: Answer, pinned: Pinned, step: int) -> Selected:
+    """Returns a draw that was made before, and what was known of it."""
+    if answer.learner_version is not None and answer.learner_step is not None:
+        learner = WeightsVersion(answer.learner_version, answer.learner_step, "", 0, 0.0)
+        pinned = replace(pinned, learner=learner, staleness_steps=step - learner.step)
+    return Selected(
+        answer.indices,
+        answer.scores,
+        answer.weights,
+        pinned,
+        cast("FallbackReason | None", answer.fallback),
+        answer.non_finite_count,
+        is_repeat=True,
+    )
+
+
+def _identity(arrived: Arrived, draw: Draw) -> str:
+    return f"{draw.sub_batch_size}/{arrived.digest.hex()}"
 
 
 def _measured(parts: list[Losses], folds: NDArray[np.int64] | None) -> dict[str, NDArray[np.float32] | None]:

@@ -20,6 +20,7 @@ from preceptor.errors import (
     WeightsMissingError,
 )
 from preceptor.runs import RunSpec
+from preceptor_service.co_trainer import CoTrainer
 from preceptor_service.config import ServiceConfig
 from preceptor_service.cost_meter import Cost, ForwardFlops, cost_of
 from preceptor_service.loss_identity import digest_of, loss_identity
@@ -30,7 +31,7 @@ from preceptor_service.reference_losses import ReferenceLosses, ReferenceLossTab
 from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.schedule import share_by_score
 from preceptor_service.scores import ScoreRule
-from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels
+from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels, Trained
 from preceptor_service.scoring.run_models import architecture_of, scoring_models
 from preceptor_service.selectors import Selector
 from preceptor_service.spec_checks import RUN_ID, check_method, check_room, check_spec
@@ -40,6 +41,7 @@ from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 _REFRESH_S = 0.5
 _REFRESH_TIMEOUT_S = 2.0
 _POLL_S = 0.05
+_COLLECT_S = 30.0
 _UNKNOWN_FLOPS = ForwardFlops()
 
 logger = logging.getLogger(__name__)
@@ -96,6 +98,7 @@ class ActiveRun:
     learner: WeightsVersion | None = None
     reference: WeightsVersion | None = None
     reference_fold_1: WeightsVersion | None = None
+    co_trainer: CoTrainer | None = None
     counters: RunCounters = field(default_factory=RunCounters)
     refreshed_at: float = -math.inf
     is_cut_off: bool = False
@@ -119,16 +122,30 @@ class ActiveRun:
         return self.record.micro_batch_rows
 
     @property
+    def last_step(self) -> int | None:
+        """Highest step answered by this gateway; of a co-trained run by any, as far as known."""
+        steps = (self.counters.last_step, self.co_trainer.last_step if self.co_trainer else None)
+        return max((step for step in steps if step is not None), default=None)
+
+    @property
     def cost(self) -> Cost | None:
         """Whether selection pays, by what this gateway answered; None where that cannot be said."""
         counters = self.counters
         return cost_of(
-            self.spec, self.rule, self.flops, counters.candidates, counters.selected, counters.reference_scored_share
+            self.spec,
+            self.rule,
+            self.flops,
+            counters.candidates,
+            counters.selected,
+            counters.reference_scored_share,
+            counters.super_batches,
         )
 
     @property
     def lacks_reference(self) -> bool:
         """Whether a reference, or one of the two, is still to be pushed."""
+        if self.spec.co_training is not None and self.spec.co_training.reference_examples:
+            return False  # it is trained in the service
         return self.reference is None or (self.spec.cross_reference and self.reference_fold_1 is None)
 
     def models(self, learner: WeightsVersion | None) -> ScoringModels:
@@ -156,7 +173,8 @@ class RunRegistry:
 
     The stores are the truth; this caches what they say. Another gateway's pushes are noticed within
     half a second, at the next super-batch; while the store does not answer, super-batches go on with what is known.
-    `forgotten` is told the id of every run that is gone.
+    `forgotten` is told the id of every run that is gone, `co_trained` each training that made a version here, and of
+    how many steps.
     """
 
     def __init__(
@@ -167,6 +185,7 @@ class RunRegistry:
         architectures: ArchitectureRegistry,
         pool: ScorerPool,
         forgotten: Callable[[str], None] = lambda run_id: None,
+        co_trained: Callable[[ActiveRun, Trained, int], None] = lambda run, trained, steps: None,
     ) -> None:
         self._config = config
         self._run_store = run_store
@@ -176,7 +195,9 @@ class RunRegistry:
         self._methods = MethodRegistry(config.rules, config.selectors)
         self._pool = pool
         self._forgotten = forgotten
+        self._co_trained = co_trained
         self._active: dict[str, ActiveRun] = {}
+        self._collected_at = -math.inf
 
     async def create(self, spec: RunSpec, owner: str | None = None) -> ActiveRun:
         """Creates a run of `owner`, or returns the existing one of the same spec, whoever created it.
@@ -191,7 +212,10 @@ class RunRegistry:
         columns, flops, table = await asyncio.to_thread(self._checked, spec)
         record = RunRecord(spec, time.time(), self._micro_batch_rows(columns), owner)
         record = await asyncio.to_thread(self._store, record)
-        return await self._activate(record, columns, flops, table)
+        run = await self._activate(record, columns, flops, table)
+        if run.co_trainer is not None:
+            run.advance(await run.co_trainer.begin())
+        return run
 
     async def get(self, run_id: str) -> ActiveRun:
         """Returns a run with its latest committed weights.
@@ -244,6 +268,12 @@ class RunRegistry:
             if run is not None and (former is None or run.record == former.record):
                 self._forget(run)
 
+    async def stop(self) -> None:
+        """Ends what is trained here; nothing is lost."""
+        for run in self._active.values():
+            if run.co_trainer is not None:
+                await run.co_trainer.stop()
+
     async def pin(self, run: ActiveRun, step: int | None, observed_version: int) -> Pinned:
         """Names the learner version for `step`, at least `observed_version`; see `Pipeline.pin`.
 
@@ -252,6 +282,8 @@ class RunRegistry:
             UnavailableError: `observed_version` has not reached this gateway.
             RunNotFoundError: the run was deleted.
         """
+        if run.co_trainer is not None and run.learner is None:
+            run.advance(await run.co_trainer.begin())  # it could not be made when the run was created
         if step is not None and not share_by_score(run.spec, step):
             await self._refresh(run)
             return Pinned(run.models(None), None, None, False)
@@ -262,6 +294,8 @@ class RunRegistry:
             )
         if run.rule.needs_reference and run.lacks_reference:
             raise WeightsMissingError(_no_reference(run))
+        if run.co_trainer is not None and step is not None:
+            return Pinned(run.models(None), None, None, False)  # `co_trained` waits for the version
         if not run.rule.needs_learner:
             return Pinned(run.models(None), None, None, False)
         if observed_version > _version(run.learner):
@@ -274,6 +308,15 @@ class RunRegistry:
         staleness = step - learner.step
         bound = run.spec.max_staleness_steps
         return Pinned(run.models(learner), learner, staleness, bound is not None and staleness > bound)
+
+    async def co_trained(self, co_trainer: CoTrainer, run: ActiveRun, step: int, deadline: float) -> Pinned:
+        """Names the one learner version that scores `step` of a co-trained run, once it is trained.
+
+        Raises:
+            PreceptorError: as `CoTrainer.version`.
+        """
+        learner = await co_trainer.version(step, deadline)
+        return Pinned(run.models(learner), learner, step - learner.step, False)
 
     async def wait_for_push(self, run: ActiveRun, deadline: float) -> bool:
         """Waits until new super-batches use a later learner version; False at `deadline` (loop time)."""
@@ -358,7 +401,7 @@ class RunRegistry:
         run.reference_fold_1 = run.reference_fold_1 or fold_1
         if head is None or head.version <= _version(run.learner):
             return
-        if run.learner is None:
+        if run.learner is None or run.co_trainer is not None:
             run.advance(head)
         elif head.version > run.loading_version:
             run.loading = asyncio.create_task(self.serve(run, head))
@@ -394,15 +437,45 @@ class RunRegistry:
         if run is None or run.record != record:
             rule, selector = self._methods.rule(record.spec.score), self._methods.selector(record.spec.selector)
             run = ActiveRun(record, columns, rule, selector, deadline_s, flops, table)
+            run.co_trainer = self._co_trainer(run)
             self._active[run.run_id] = run
+            if run.co_trainer is not None:
+                await run.co_trainer.resume()
         await self._refresh(run)
         return run
+
+    def _co_trainer(self, run: ActiveRun) -> CoTrainer | None:
+        if run.spec.co_training is None:
+            return None
+
+        def committed(version: WeightsVersion, trained: Trained, steps: int) -> None:
+            run.advance(version)
+            if not run.deleted.is_set():
+                self._co_trained(run, trained, steps)
+
+        return CoTrainer(
+            run.spec,
+            self._weight_store,
+            self._pool,
+            self._config.co_training,
+            lambda: self.is_current(run),
+            committed,
+            self._collect_now_and_then,
+        )
+
+    def _collect_now_and_then(self) -> None:
+        """Removes what expired in the store; often asked, for every co-trained run, and seldom done. Blocking."""
+        if time.monotonic() - self._collected_at >= _COLLECT_S:
+            self._collected_at = time.monotonic()
+            self._weight_store.collect()
 
     def _forget(self, run: ActiveRun) -> None:
         """Ends this life of the run here: its streams, its counters, its pending load."""
         run.deleted.set()
         if run.loading is not None:
             run.loading.cancel()
+        if run.co_trainer is not None:
+            run.co_trainer.end()
         if self._active.get(run.run_id) is run:
             del self._active[run.run_id]
             self._forgotten(run.run_id)
@@ -439,6 +512,12 @@ class RunRegistry:
         """Returns columns, operations and table of a spec whose every setting is in range."""
         check_spec(spec)
         check_method(spec, self._methods)
+        most_lag = self._config.weights.keep_versions - 2
+        if spec.co_training is not None and spec.co_training.lag > most_lag:
+            raise InvalidRunError(
+                f"co_training.lag is {spec.co_training.lag}; choose from 0 to {most_lag}, two below the versions "
+                "that this service keeps (weights.keep_versions)"
+            )
         outline = self._architectures.outline(spec.model, spec.model_config)
         columns = run_columns(spec.task, outline)
         learner_copy = reference = count_flops(spec.task, outline, columns)

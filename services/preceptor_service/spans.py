@@ -32,7 +32,16 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from preceptor.tracing import traceparent
 from preceptor.v1 import selection_pb2
 from preceptor_service.config import ConfigError, TracingConfig
-from preceptor_service.scoring.pool import Deployed, LoadReport, Losses, MicroBatch, ScorerPool, ScoringModels
+from preceptor_service.scoring.pool import (
+    Deployed,
+    LoadReport,
+    Losses,
+    MicroBatch,
+    ScorerPool,
+    ScoringModels,
+    Trained,
+    Training,
+)
 from preceptor_service.tracing import Answer, Arrival
 
 Attributes: TypeAlias = dict[str, str | bool | int | float]
@@ -163,6 +172,9 @@ class _TracedPool:
     def __init__(self, pool: ScorerPool, tracer: trace.Tracer) -> None:
         self._pool = pool
         self._tracer = tracer
+
+    async def train(self, training: Training) -> Trained:
+        return await self._pool.train(training)
 
     async def load(self, models: ScoringModels) -> LoadReport:
         return await self._pool.load(models)

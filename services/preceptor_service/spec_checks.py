@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from preceptor.co_training import CoTraining
 from preceptor.errors import InvalidRunError
 from preceptor.runs import ConfigValue, MemoryBank, RunSpec
 from preceptor_service.config import MemoryBankConfig
@@ -18,6 +19,9 @@ _MAX_PRIORITY_EXPONENT = 1e3
 _DEADLINE_S = (1e-3, 3600.0)
 _FLOPS = (1.0, 1e18)
 _SAVINGS = (-10.0, 0.99)
+_LEARNING_RATE = (1e-12, 1e3)
+_BELOW_1 = 1 - 1e-9
+_MAX_BLOCK = 10_000
 _INT64_MAX = 2**63 - 1
 _MAX_CONTROL_FRACTION = 0.99
 _MAX_SETTINGS = 64
@@ -56,6 +60,8 @@ def check_spec(spec: RunSpec) -> None:
     _check_schedule(spec)
     _check_range("control_fraction", spec.control_fraction, 0, _MAX_CONTROL_FRACTION)
     _check_range("control_block_steps", spec.control_block_steps, 1, _INT64_MAX)
+    if spec.co_training is not None:
+        _check_co_training(spec, spec.co_training)
 
 
 def check_method(spec: RunSpec, methods: MethodRegistry) -> None:
@@ -80,6 +86,12 @@ def check_method(spec: RunSpec, methods: MethodRegistry) -> None:
             f"reference_losses is {spec.reference_losses!r} together with {why}; a table has the losses of "
             "one reference that the score reads"
         )
+    if spec.co_training is not None and not methods.rule(spec.score).needs_learner:
+        raise InvalidRunError(
+            f"co_training is set, and score {spec.score!r} reads no learner; choose another, or leave it off"
+        )
+    if spec.co_training is not None and spec.co_training.reference_examples:
+        _check_online_reference(spec, methods)
     if spec.control_fraction > 0 and spec.score == "uniform":
         raise InvalidRunError(
             f"control_fraction is {spec.control_fraction:g} and score 'uniform': there is nothing to compare with; "
@@ -125,6 +137,51 @@ def _check_schedule(spec: RunSpec) -> None:
         raise InvalidRunError(
             f"select_until_step is {until} and select_from_step {spec.select_from_step}: selection would end before it "
             "starts; choose a later end, or score 'uniform' for a run that never selects"
+        )
+
+
+def _check_co_training(spec: RunSpec, co_training: CoTraining) -> None:
+    def check(name: str, low: float, high: float) -> None:
+        _check_range(f"co_training.{name}", getattr(co_training, name), low, high)
+
+    check("learning_rate", *_LEARNING_RATE)
+    check("weight_decay", 0, _LEARNING_RATE[1])
+    for name in ("beta1", "beta2", "momentum"):
+        check(name, 0, _BELOW_1)
+    check("publish_every", 1, _MAX_BLOCK)
+    check("ranks", 1, _MAX_BLOCK)
+    if co_training.publish_every * co_training.ranks > _MAX_BLOCK:
+        raise InvalidRunError(
+            f"co_training.publish_every is {co_training.publish_every} and ranks {co_training.ranks}; a block has at "
+            f"most {_MAX_BLOCK} sub-batches"
+        )
+    for name in ("first_step", "warm_up_steps", "seed", "lag", "reference_examples"):
+        check(name, 0, _INT64_MAX)
+    if co_training.total_steps is not None:
+        check("total_steps", 1, _INT64_MAX)
+        if co_training.warm_up_steps >= co_training.total_steps:
+            raise InvalidRunError(
+                f"co_training.warm_up_steps is {co_training.warm_up_steps} and total_steps {co_training.total_steps}: "
+                "training would end before it warmed up; choose fewer, or more in total"
+            )
+    if spec.max_staleness_steps is not None:
+        raise InvalidRunError(
+            f"max_staleness_steps is {spec.max_staleness_steps} together with co_training, whose lag and publish_every "
+            "say how old the learner copy is; leave it off"
+        )
+
+
+def _check_online_reference(spec: RunSpec, methods: MethodRegistry) -> None:
+    others = {
+        f"score {spec.score!r}, which reads no reference": not methods.rule(spec.score).needs_reference,
+        "reference_digest": spec.reference_digest is not None,
+        "reference_losses": spec.reference_losses is not None,
+        "cross_reference": spec.cross_reference,
+    }
+    for other in (name for name, is_set in others.items() if is_set):
+        raise InvalidRunError(
+            f"co_training.reference_examples is set together with {other}; the reference that is trained in the "
+            "service is the run's only one, so leave one of them off"
         )
 
 

@@ -3,6 +3,7 @@
 preceptor-store.json                    the format, first
 blobs/<sha256>                          safetensors files, by content
 runs/<run_id>/<role>/<version>.json     manifests of versions
+runs/<run_id>/journal/, answers/        what a co-trained run handed out
 runs/<run_id>/run.json                  records
 """
 
@@ -16,6 +17,7 @@ import tarfile
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -23,6 +25,7 @@ from typing import IO, NamedTuple
 from google.protobuf import json_format
 
 from preceptor.errors import InternalError
+from preceptor_service.co_training.journal import FILE_NAME, FOLDERS, check_content
 from preceptor_service.run_store import parse_record
 from preceptor_service.storage import Storage
 from preceptor_service.weight_staging import Staged, disk_errors
@@ -32,6 +35,7 @@ _FORMAT_NAME = "preceptor-store.json"
 _FORMAT = b'{"format": 1}'
 _BLOB = re.compile(r"blobs/([0-9a-f]{64})")
 _MANIFEST = re.compile(rf"runs/({RUN_ID.pattern})/({'|'.join(ROLES)})/([0-9]{{8,18}})\.json")
+_JOURNAL = re.compile(rf"runs/({RUN_ID.pattern})/({'|'.join(FOLDERS)})/({FILE_NAME})")
 _RECORD = re.compile(rf"runs/({RUN_ID.pattern})/run\.json")
 _MAX_JSON_BYTES = 1 << 20
 _PART_BYTES = 1 << 20
@@ -59,8 +63,8 @@ class Report:
 def back_up(storage: Storage, file: Path) -> Report:
     """Writes every run with its versions to a new tar file. Gateways may go on meanwhile.
 
-    Each run is as it was at one moment during the call: its manifests are read first, then the weights that they
-    name. The file appears whole. Holds the manifests of one run in memory, never weights.
+    Each run is as it was at one moment during the call: its journal is read first, then its manifests, then the weights
+    that they name. The file appears whole. Holds the manifests of one run and one sub-batch in memory, never weights.
 
     Raises:
         BackupError: the file exists or cannot be made, the store is empty, or weights of a run expire faster than
@@ -166,6 +170,7 @@ class _Backup:
         self._storage = storage
         self._tar = tar
         self._blobs: set[str] = set()
+        self._journals: set[str] = set()
         self.report = Report()
         self._write(_FORMAT_NAME, _FORMAT)
 
@@ -173,6 +178,7 @@ class _Backup:
         """Writes one run: weights, then manifests, then the record."""
         for _ in range(_TRIES):
             try:
+                self._write_journal(run_id)
                 record, manifests, left_out = self._read(run_id)
             except FileNotFoundError:
                 return  # deleted since it was listed
@@ -188,6 +194,16 @@ class _Backup:
         self.report.versions += len(manifests)
         self.report.left_out += left_out
 
+    def _write_journal(self, run_id: str) -> None:
+        for folder in FOLDERS:
+            place = self._storage.find_versions(run_id, folder)
+            for name in sorted(self._storage.names(place) if place else ()):
+                written = f"runs/{run_id}/{folder}/{name}"
+                if _JOURNAL.fullmatch(written) and written not in self._journals:
+                    with suppress(FileNotFoundError):  # trained on, and cleared away since
+                        self._write(written, self._storage.read_once(f"{place}/{name}"))
+                        self._journals.add(written)
+
     def _read(self, run_id: str) -> tuple[bytes, list[_Manifest], list[str]]:
         """Returns record and manifests of a run, its weights written, and what is damaged of it."""
         record, left_out = self._storage.read_record(run_id), list[str]()
@@ -196,7 +212,8 @@ class _Backup:
             newest_first = self._manifests(run_id, role, left_out)
             for manifest in newest_first:
                 try:
-                    self._write_blob(manifest.version.digest)
+                    for digest in sorted(manifest.version.digests):
+                        self._write_blob(digest)
                 except FileNotFoundError:
                     if self._storage.exists(manifest.name):
                         left_out.append(f"{role} version {manifest.version.version} of run {run_id!r}: no weights")
@@ -246,6 +263,7 @@ class _Contents:
     blobs: dict[str, tarfile.TarInfo] = field(default_factory=dict)
     records: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str, int], bytes] = field(default_factory=dict)
+    journals: dict[tuple[str, str, str], tarfile.TarInfo] = field(default_factory=dict)
 
 
 def _checked(tar: tarfile.TarFile, file: IO[bytes]) -> _Contents:
@@ -266,6 +284,8 @@ def _checked(tar: tarfile.TarFile, file: IO[bytes]) -> _Contents:
             contents.records[match[1]] = _small(tar, member)
         elif match := _MANIFEST.fullmatch(name):
             contents.manifests[match[1], match[2], int(match[3])] = _small(tar, member)
+        elif match := _JOURNAL.fullmatch(name):
+            contents.journals[match[1], match[2], match[3]] = _readable(tar, member)
         elif name != _FORMAT_NAME:
             raise BackupError(f"the file holds {name!r}, which is no part of a store")
     # tarfile itself takes the end of the file for the end of the archive, and what is missing is whole runs.
@@ -289,8 +309,17 @@ def _check_records(contents: _Contents) -> None:
         except (ValueError, TypeError) as error:
             raise BackupError(f"{role} version {number} of run {run_id!r} is damaged in the file: {error}") from error
         blob = contents.blobs.get(version.digest)
-        if run_id not in contents.records or blob is None or blob.size != version.total_bytes:
+        lacks_any = not version.digests <= contents.blobs.keys()
+        if run_id not in contents.records or lacks_any or blob is None or blob.size != version.total_bytes:
             raise BackupError(f"{role} version {number} of run {run_id!r} lacks its record or its weights in the file")
+
+
+def _readable(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tarfile.TarInfo:
+    try:
+        check_content(b"".join(_parts(tar, member)), member.name)
+    except InternalError as error:
+        raise BackupError(str(error)) from error
+    return member
 
 
 def _small(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -331,6 +360,10 @@ def _written(tar: tarfile.TarFile, contents: _Contents, storage: Storage) -> Rep
             _create(storage.create_record(run_id, record))
         for (run_id, role, number), manifest in sorted(contents.manifests.items()):
             _create(storage.create(f"{storage.open_versions(run_id, role)}/{number:08d}.json", manifest))
+        for (run_id, folder, name), member in sorted(contents.journals.items(), key=lambda item: item[0]):
+            if run_id in contents.records:
+                content = b"".join(_parts(tar, member))
+                _create(storage.create(f"{storage.open_versions(run_id, folder)}/{name}", content))
     return report
 
 

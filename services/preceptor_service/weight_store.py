@@ -7,6 +7,7 @@ files lie is `Storage`; every decision is made here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -60,6 +61,10 @@ class WeightsVersion:
         digest: `"sha256:..."` of the safetensors file.
         total_bytes: its size.
         commit_time_s: seconds since the epoch.
+        optimiser_digest: of what training needs beside the weights to go on from them; only of a co-trained learner,
+            and never loaded to score.
+        reference_digest, reference_bytes, reference_optimiser_digest: of the reference that is trained beside it, where
+            there is one.
     """
 
     version: int
@@ -67,6 +72,16 @@ class WeightsVersion:
     digest: str
     total_bytes: int
     commit_time_s: float
+    optimiser_digest: str | None = None
+    reference_digest: str | None = None
+    reference_bytes: int | None = None
+    reference_optimiser_digest: str | None = None
+
+    @property
+    def digests(self) -> set[str]:
+        """Every blob that it names."""
+        named = (self.digest, self.optimiser_digest, self.reference_digest, self.reference_optimiser_digest)
+        return {digest for digest in named if digest is not None}
 
 
 def weights_not_found(digest: str) -> WeightsNotFoundError:
@@ -102,6 +117,11 @@ class WeightStore:
         self._max_bytes = max_bytes
         self._grace_s = grace_s
         self._storage = as_storage(root)
+
+    @property
+    def storage(self) -> Storage:
+        """The place where it lies, for what lies beside the weights."""
+        return self._storage
 
     @classmethod
     def open(cls, settings: WeightsConfig) -> WeightStore:
@@ -169,6 +189,43 @@ class WeightStore:
             if not self._storage.exists(blob_name(digest)):  # `collect` took it for old before the manifest named it
                 self._storage.put_blob(staged.path, digest)
         return committed
+
+    def put(self, content: bytes) -> str:
+        """Makes a safetensors file a blob, durably, and returns its digest. `collect` removes it where none names it.
+
+        Raises:
+            TooLargeError: it is above the limit.
+        """
+        with self.stage(len(content)) as staged:
+            staged.write(content)
+            staged.seal(hashlib.sha256(content).digest())
+            with disk_errors():
+                self._storage.put_blob(staged.path, staged.digest or "")
+            return staged.digest or ""
+
+    def commit_trained(
+        self, run_id: str, version: WeightsVersion, is_current: Callable[[], bool] = lambda: True
+    ) -> WeightsVersion:
+        """Makes blobs of `put` the learner version that `version` says, or returns what was committed as that before.
+
+        `is_current` is that of `commit`.
+
+        Raises:
+            PushConflictError: the run was deleted.
+            WeightsNotFoundError: a blob is gone; train again.
+        """
+        with disk_errors():
+            try:
+                folder = self._storage.open_versions(_checked_run(run_id), "learner")
+                for digest in version.digests:
+                    self.require(digest)
+                if not is_current():
+                    raise _deleted(run_id)
+                if self._create(_manifest(folder, version.version), version):
+                    return version
+            except FileNotFoundError as error:
+                raise _deleted(run_id) from error
+        return self._read(_Place(run_id, "learner", folder), version.version)
 
     def adopt(
         self, run_id: str, role: Role, digest: str, is_current: Callable[[], bool] = lambda: True
@@ -355,7 +412,9 @@ class WeightStore:
         Raises:
             FileNotFoundError: the life of the run is over.
         """
-        return self._storage.create(manifest, json.dumps(asdict(version)).encode())
+        # Older gateways know no optional ones.
+        stored = {name: value for name, value in asdict(version).items() if value is not None}
+        return self._storage.create(manifest, json.dumps(stored).encode())
 
     def _restore_or_remove(self, set_aside: str) -> None:
         blob = set_aside.partition(".")[0]
@@ -373,7 +432,7 @@ class WeightStore:
             place = _Place(versions.run_id, versions.role, folder)
             for number in _numbers_among(versions.names):
                 try:
-                    named.add(self._read(place, number).digest.removeprefix("sha256:"))
+                    named |= {digest.removeprefix("sha256:") for digest in self._read(place, number).digests}
                 except WeightsNotFoundError:
                     continue  # deleted since it was listed
                 except InternalError as error:
@@ -421,7 +480,7 @@ def parse_manifest(content: bytes, number: int) -> WeightsVersion:
         ValueError, TypeError: it describes none, or one that is not `number`.
     """
     version = WeightsVersion(**json.loads(content))
-    if version.version != number or not _DIGEST.fullmatch(version.digest):
+    if version.version != number or not all(map(_DIGEST.fullmatch, version.digests)):
         raise ValueError(f"it describes version {version.version} with digest {version.digest}")
     return version
 

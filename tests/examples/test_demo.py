@@ -36,11 +36,11 @@ def comparing(uniform: History, selected: History) -> comparison.Comparison:
     return comparison.Comparison("digits", 7, recipe, 0.9, 0.06, {"uniform": uniform, "learnability": selected})
 
 
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+@pytest.fixture(scope="module", params=[False, True], ids=["co-trained", "pushed"])
+def output(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     out = tmp_path_factory.mktemp("demo")
     console = Console(file=io.StringIO(), width=120)
-    comparison.run("digits", 0, UPDATES, "in-process", out, console)
+    comparison.run("digits", 0, UPDATES, "in-process", request.param, out, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue(), out
 

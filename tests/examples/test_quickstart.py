@@ -26,7 +26,9 @@ def test_the_quick_start_learns_and_can_be_repeated(target: str, repository: Pat
     with SelectionClient(target) as client:
         runs = client.list_runs()
     # The 1,497 digits that are not the reference's are eight super-batches in each of 40 epochs.
-    assert [(run.super_batches, run.selected, run.learner_version) for run in runs] == [(320, 320 * 64, 40)] * 2
+    assert [(run.super_batches, run.selected) for run in runs] == [(320, 320 * 64)] * 2
+    # The last of the 40 blocks may still be under training.
+    assert all(run.learner_version in (40, 41) for run in runs)
 
 
 def test_the_readme_quotes_its_core(repository: Path) -> None:

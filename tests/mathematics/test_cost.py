@@ -86,3 +86,10 @@ def test_a_copy_of_the_learner_itself_is_not_trained_twice() -> None:
 
 def test_a_reference_as_dear_as_the_whole_training_never_pays() -> None:
     assert break_even_savings(0.1, 1.0, ratio=2) >= 1
+
+
+def test_a_reference_that_is_trained_on_the_way_costs_as_its_share_of_the_sub_batch() -> None:
+    # 1 + 0.1 + 0.2 · 1.5 + (2/3)(0.1 + 0.2), and nothing beforehand.
+    settings = {"charge_reference_training": 0.0, "charge_reference_updates": 1.5}
+    assert relative_compute(0.25, 0.1, 0.2, 2, **settings) == pytest.approx(0.75 * 1.6)
+    assert break_even_savings(0.1, 0.2, 2, **settings) == pytest.approx(1 - 1 / 1.6)

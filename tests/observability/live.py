@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
         "in_flight_bytes": 64 * KIB,
     },
     "metrics": {"port": 0},
-    "limits": {"max_runs": 3},
+    "limits": {"max_runs": 4},
 }
 """Small bounds, so that a small load meets them."""
 
@@ -44,7 +44,7 @@ VARIABLES = {
     "namespace": ".*",
     "job": ".+",
     "instance": ".*",
-    "run": "fashion|letters|clumsy",
+    "run": "fashion|letters|pupils|clumsy",
     "application": ".*",
     "__rate_interval": "15s",
 }

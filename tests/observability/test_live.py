@@ -22,7 +22,7 @@ from tests.observability.live import VARIABLES, Files, Live, running, write_file
 from tests.observability.queries import metrics_of
 from tests.observability.reference_table import FASHION
 from tests.observability.scrape_settings import of_compose
-from tests.observability.trainers import Trainer
+from tests.observability.trainers import PUPILS, Trainer
 
 LETTERS = Trainer("letters", rows=256, at_once=5, pause_s=1.5, width=96, settings={"max_staleness_steps": None})
 """Offers more at once than fits into the window, and then rests; its model takes time, and it never falls back."""
@@ -48,6 +48,7 @@ def live(folder: Path, files: Files) -> Iterator[Live]:
     with running(folder, files, settings, of_compose) as live:
         live.trainers.start(live.client, FASHION)
         live.trainers.start(live.client, LETTERS)
+        live.trainers.start(live.client, PUPILS)
         live.trainers.start_clumsy(live.client)
         yield live
 

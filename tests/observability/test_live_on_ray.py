@@ -18,6 +18,7 @@ from tests.observability.live import VARIABLES, Live, running, write_files
 from tests.observability.queries import metrics_of
 from tests.observability.reference_table import FASHION
 from tests.observability.scrape_settings import of_the_chart
+from tests.observability.trainers import PUPILS
 from tests.processes import pids_titled
 
 pytestmark = pytest.mark.ray
@@ -38,6 +39,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         settings = {"name": NAME, "scorer": {"replicas": 2, "micro_batch_rows": 32, "num_cpus": 0.1}}
         with running(folder, write_files(folder), settings, partial(of_the_chart, ray_nodes=nodes)) as live:
             live.trainers.start(live.client, FASHION)
+            live.trainers.start(live.client, PUPILS)
             live.trainers.start_clumsy(live.client)
             yield live
     finally:

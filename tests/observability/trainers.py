@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from preceptor import Run, RunSpec, Selection, SelectionClient
+from preceptor import CoTraining, Run, RunSpec, Selection, SelectionClient
 from preceptor.errors import PreceptorError
 from preceptor_service.models import ArchitectureRegistry
 
@@ -28,7 +28,10 @@ _JOIN_S = 60.0
 
 @dataclass(frozen=True)
 class Trainer:
-    """One rank of a run and how it goes about it; rank 0 pushes. The run pays, unless `settings` say otherwise."""
+    """One rank of a run and how it goes about it; rank 0 pushes. The run pays, unless `settings` say otherwise.
+
+    Where they say `co_training`, the service trains the learner copy, and only the reference is pushed.
+    """
 
     run_id: str
     rank: int = 0
@@ -40,6 +43,10 @@ class Trainer:
     width: int = 24
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_co_trained(self) -> bool:
+        return "co_training" in self.settings
+
     def spec(self) -> RunSpec:
         fixed: dict[str, Any] = {
             "model": "small_cnn",
@@ -48,6 +55,12 @@ class Trainer:
             "learner_flops": 2e5 * self.width**2,
         }
         return RunSpec(run_id=self.run_id, **{**fixed, **self.settings})
+
+
+PUPILS = Trainer(
+    "pupils", settings={"max_staleness_steps": None, "co_training": CoTraining(publish_every=5, lag=1, first_step=1)}
+)
+"""Pushes no learner: the service trains its online model."""
 
 
 class Trainers:
@@ -79,7 +92,8 @@ class Trainers:
         run = client.create_run(trainer.spec())
         if trainer.rank == 0:
             run.push_reference(weights(0, trainer.width))
-            run.push_weights(weights(1, trainer.width), step=0)
+            if not trainer.is_co_trained:
+                run.push_weights(weights(1, trainer.width), step=0)
         self._begin(lambda: self._train(run, trainer))
         return run
 
@@ -101,7 +115,8 @@ class Trainers:
             self.stopped.wait(trainer.pause_s)
 
     def _offer(self, run: Run, trainer: Trainer, step: int) -> Future[Selection]:
-        if trainer.rank == 0 and step % trainer.push_every == 0 and self.may_push.is_set():
+        pushes = trainer.rank == 0 and not trainer.is_co_trained
+        if pushes and step % trainer.push_every == 0 and self.may_push.is_set():
             run.push_weights(weights(step, trainer.width), step=step)
         number, rows = step % DISTINCT, trainer.rows
         ids = example_ids(number, rows) if "reference_losses" in trainer.settings else None

@@ -26,6 +26,8 @@ from preceptor_service.scoring.pool import (
     ModelRef,
     ScorerLostError,
     ScoringModels,
+    Trained,
+    Training,
 )
 from preceptor_service.selectors import SelectorSettings, top_k, uniform
 
@@ -45,6 +47,9 @@ class FragilePool:
             raise ScorerLostError("killed")
         labels = batch.columns["label"][: batch.row_count].astype(np.float32)
         return Losses(labels, None, forward_s=0.0, load_s=0.0)
+
+    async def train(self, training: Training) -> Trained:
+        raise NotImplementedError
 
     async def load(self, models: ScoringModels) -> LoadReport:
         raise NotImplementedError

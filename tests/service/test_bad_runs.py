@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from preceptor import Run, RunSpec, SelectionClient
+from preceptor import CoTraining, Run, RunSpec, SelectionClient
 from preceptor.errors import InvalidRunError, PreceptorError, RunExistsError, RunNotFoundError, WeightsNotFoundError
 from preceptor.runs import spec_to_proto
 from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
@@ -87,6 +87,47 @@ _INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "a negative uniform share": ({"uniform_share": -0.1}, "uniform_share is -0.1; choose from 0 to 1"),
     "more than everything uniform": ({"uniform_share": 1.1}, "uniform_share is 1.1; choose from 0 to 1"),
     "NaN as uniform share": ({"uniform_share": float("nan")}, "uniform_share is nan; choose from 0 to 1"),
+    "co-training without a learning rate": (
+        {"co_training": CoTraining(learning_rate=0.0)},
+        r"co_training.learning_rate is 0.0; choose from 1e-12 to 1000",
+    ),
+    "NaN as learning rate": (
+        {"co_training": CoTraining(learning_rate=float("nan"))},
+        "co_training.learning_rate is nan; choose from",
+    ),
+    "a momentum of 1": ({"co_training": CoTraining(momentum=1.0)}, "co_training.momentum is 1.0; choose from 0 to"),
+    "blocks of no steps": (
+        {"co_training": CoTraining(publish_every=0)},
+        "co_training.publish_every is 0; choose from 1",
+    ),
+    "huge blocks": (
+        {"co_training": CoTraining(publish_every=200, ranks=100)},
+        "co_training.publish_every is 200 and ranks 100; a block has at most 10000 sub-batches",
+    ),
+    "more lag than versions": (
+        {"co_training": CoTraining(lag=3)},
+        r"co_training.lag is 3; choose from 0 to 2, .* \(weights.keep_versions\)",
+    ),
+    "a warm-up without end": (
+        {"co_training": CoTraining(warm_up_steps=10, total_steps=10)},
+        "co_training.warm_up_steps is 10 and total_steps 10: training would end before it warmed up",
+    ),
+    "co-training with a bound on staleness": (
+        {"co_training": CoTraining(), "max_staleness_steps": 5},
+        "max_staleness_steps is 5 together with co_training, whose lag and publish_every say how old",
+    ),
+    "co-training of what nobody reads": (
+        {"co_training": CoTraining(), "score": "easy_reference"},
+        "co_training is set, and score 'easy_reference' reads no learner; choose another, or leave it off",
+    ),
+    "an online reference beside another": (
+        {"co_training": CoTraining(reference_examples=8), "reference_digest": "sha256:" + "0" * 64},
+        "co_training.reference_examples is set together with reference_digest; the reference that is trained",
+    ),
+    "an online reference that nobody reads": (
+        {"co_training": CoTraining(reference_examples=8), "score": "hard_learner"},
+        "co_training.reference_examples is set together with score 'hard_learner', which reads no reference",
+    ),
     "models of other inputs": (
         {"reference_model": "small_cnn", "reference_model_config": {**digits.MODEL, "image_size": 16}},
         "model and reference_model read different super-batches",

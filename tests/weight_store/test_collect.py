@@ -147,3 +147,19 @@ def test_collecting_without_pause_never_loses_what_was_committed(place: Place) -
 def hexadecimal(version: WeightsVersion) -> str:
     """The name of the version's blob."""
     return version.digest.removeprefix("sha256:")
+
+
+def test_what_training_goes_on_from_stays_with_its_version(place: Place) -> None:
+    store = store_with_runs(place.open(), keep_versions=2)
+    for number in range(1, 5):
+        weights, optimiser = store.put(b"weights %d" % number), store.put(b"optimiser %d" % number)
+        store.commit_trained("run", WeightsVersion(number, number, weights, 9, time.time(), optimiser))
+
+    place.age(100)
+    store.collect()
+
+    kept = store.versions("run", "learner")
+    assert [version.version for version in kept] == [3, 4]
+    named = {digest.removeprefix("sha256:") for version in kept for digest in version.digests}
+    assert place.names("blobs") == sorted(named)
+    assert len(named) == 4

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -355,3 +357,39 @@ def overtaken_by(store: WeightStore, data: bytes, step: int, monkeypatch: pytest
         return create(manifest, version)
 
     monkeypatch.setattr(store, "_create", overtaken)
+
+
+class TestTrained:
+    def test_of_two_trainings_of_one_version_the_first_is_committed(self, place: Place) -> None:
+        store = store_with_runs(place.open(), keep_versions=2)
+        first, second = (
+            WeightsVersion(1, 0, store.put(content), len(content), time.time()) for content in (b"first", b"second")
+        )
+
+        assert store.commit_trained("run", first) is first
+        assert store.commit_trained("run", second) == first
+        assert store.head("run", "learner") == first
+
+    def test_blobs_that_are_gone_are_not_committed(self, place: Place) -> None:
+        store = store_with_runs(place.open(), keep_versions=2)
+        version = WeightsVersion(1, 0, store.put(b"weights"), 7, time.time(), f"sha256:{'0' * 64}")
+
+        with pytest.raises(WeightsNotFoundError):
+            store.commit_trained("run", version)
+        assert store.head("run", "learner") is None
+
+    def test_a_run_that_was_deleted_meanwhile_gets_nothing(self, place: Place) -> None:
+        store = store_with_runs(place.open(), keep_versions=2)
+        version = WeightsVersion(1, 0, store.put(b"weights"), 7, time.time())
+
+        with pytest.raises(PushConflictError, match="was deleted"):
+            store.commit_trained("run", version, is_current=lambda: False)
+        with pytest.raises(PushConflictError, match="was deleted"):
+            store.commit_trained("never-made", version)
+
+    def test_manifests_of_pushes_are_as_older_gateways_know_them(self, place: Place) -> None:
+        store = store_with_runs(place.open(), keep_versions=2)
+        push(store, b"pushed")
+        content = place.open().read(f"{place.versions('run')}/00000001.json")
+
+        assert json.loads(content).keys() == {"version", "step", "digest", "total_bytes", "commit_time_s"}

@@ -9,11 +9,13 @@ torch nor ray.
 from preceptor.answers import PushedWeights, Remembered, RunCost, RunStatus, Sampled, Scores, Selection, Timings
 from preceptor.channel import Tls
 from preceptor.client import Run, SelectionClient
+from preceptor.co_training import CoTraining
 from preceptor.errors import PreceptorError
 from preceptor.reported_metrics import MetricSeries
 from preceptor.runs import MemoryBank, RunSpec
 
 __all__ = [
+    "CoTraining",
     "MemoryBank",
     "MetricSeries",
     "PreceptorError",

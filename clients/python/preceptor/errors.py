@@ -152,6 +152,18 @@ class StaleWeightsError(FailedPreconditionError):
     reason = "WEIGHTS_STALE"
 
 
+class CoTrainedError(FailedPreconditionError):
+    """The service trains this run's learner copy itself; nothing is pushed."""
+
+    reason = "RUN_CO_TRAINED"
+
+
+class DivergedError(FailedPreconditionError):
+    """The online model that the service trains came to a loss or weights that are not finite."""
+
+    reason = "ONLINE_MODEL_DIVERGED"
+
+
 class NonFiniteScoresError(FailedPreconditionError):
     """Fewer candidates have a finite score than were to be selected."""
 

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from preceptor.co_training import CoTraining, co_training_from_proto, co_training_to_proto
 from preceptor.v1 import run_pb2
 
 ConfigValue = bool | int | float | str | Sequence[int] | Sequence[float]
@@ -92,6 +93,8 @@ class RunSpec:
             nothing of what is selected.
         memory_bank: keeps scored examples, for `Run.remember` and `Run.sample`; changes nothing of what `Run.select`
             answers. None: there is none.
+        co_training: the service trains the learner copy itself, on the sub-batches that it hands out; then ask for
+            sub-batches, and push no weights but the reference's. None: push them.
         control_fraction: share of steps that are held back as a control arm, from 0 to below 1: drawn uniformly and
             not scored (`Selection.is_control`), so that a report can compare; not with score uniform.
         control_block_steps: steps that are held back together; report metrics at its multiples
@@ -127,6 +130,7 @@ class RunSpec:
     reference_losses: str | None = None
     ledger: bool = False
     memory_bank: MemoryBank | None = None
+    co_training: CoTraining | None = None
     control_fraction: float = 0.0
     control_block_steps: int = 1
 
@@ -175,6 +179,8 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
         message.reference_model.CopyFrom(_model_to_proto(spec.reference_model, spec.reference_model_config))
     if spec.memory_bank is not None:
         message.memory_bank.CopyFrom(run_pb2.MemoryBank(**vars(spec.memory_bank)))
+    if spec.co_training is not None:
+        message.co_training.CopyFrom(co_training_to_proto(spec.co_training))
     if spec.deadline_s is not None:
         message.deadline.FromNanoseconds(round(spec.deadline_s * 1e9))
     return message
@@ -184,7 +190,7 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
     """Returns the spec that `message` carries.
 
     Raises:
-        ValueError: a required policy is not set, or a model setting is empty.
+        ValueError: a required policy is not set, a model setting is empty, or co-training lacks its optimiser.
     """
     has_reference = message.HasField("reference_model")
     return RunSpec(
@@ -215,6 +221,7 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         reference_losses=message.reference_losses if message.HasField("reference_losses") else None,
         ledger=message.ledger,
         memory_bank=_bank_from_proto(message.memory_bank) if message.HasField("memory_bank") else None,
+        co_training=co_training_from_proto(message.co_training) if message.HasField("co_training") else None,
         control_fraction=message.control_fraction,
         control_block_steps=message.control_block_steps if message.HasField("control_block_steps") else 1,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,7 +52,8 @@ class SelectingLoader:
     Steps: the i-th sub-batch of all epochs has step `start_step + i`. A super-batch with fewer rows than
     `sub_batch_size` (the short end of a data set) is skipped and takes no step. Leaving an epoch early gives up what
     was offered ahead and also its steps: the next epoch starts at a step that was never offered, unless
-    `load_state_dict` says otherwise.
+    `load_state_dict` says otherwise. Of a co-trained run, whose online model needs every step, what was offered ahead
+    is not given up but left unused, and the next epoch waits until it is answered.
 
     Without `start_step`, and until a state is loaded, steps are those that `run.next_step(rank)` gives while iterating:
     several loaders of one rank take turns, a loader made anew for each epoch goes on counting, and so does a script or
@@ -124,6 +125,7 @@ class SelectingLoader:
         self._resumes = False
         self._loader_state: Any = None
         self._offered: deque[_Offered] = deque()
+        self._left_behind: list[Future[Selection]] = []
         self._epoch: object = None
         self._last_selection: Selection | None = None
         self._exposed_wait_s = 0.0
@@ -257,6 +259,9 @@ class SelectingLoader:
     def _offer_ahead(self, super_batches: Iterator[tuple[Any, int]]) -> float:
         """Offers super-batches until `prefetch` lie behind the one awaited; returns the seconds that this took here."""
         spent_s = 0.0
+        if self._left_behind:
+            wait(self._left_behind)
+            self._left_behind.clear()
         while len(self._offered) <= self._prefetch:
             following = next(super_batches, None)
             if following is None:
@@ -301,7 +306,11 @@ class SelectingLoader:
     def _abandon(self) -> None:
         self._epoch = None
         while self._offered:
-            self._offered.popleft().future.cancel()
+            future = self._offered.popleft().future
+            if self._run.spec.co_training is None:
+                future.cancel()
+            else:
+                self._left_behind.append(future)
 
     def _state_of_loader(self) -> Any:
         return self.loader.state_dict() if isinstance(self.loader, _Stateful) else None

@@ -65,9 +65,11 @@ class Gateway:
         ledger_store = LedgerStore(storage, config.ledger)
         self._ledger = Ledger(ledger_store, config.ledger, metrics)
         self._banks = MemoryBanks(storage, config.memory_bank)
-        runs = RunRegistry(config, run_store, weight_store, architectures, pool, forgotten=self._forget)
-        pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
         recorder = Recorder(metrics, self._ledger)
+        self._runs = runs = RunRegistry(
+            config, run_store, weight_store, architectures, pool, self._forget, recorder.co_trained
+        )
+        pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
         uploads = Uploads(pipeline, config.gateway)
         self._metrics = metrics
         self._metrics_server: WSGIServer | None = None
@@ -108,6 +110,7 @@ class Gateway:
     async def stop(self) -> None:
         """Finishes what was accepted, then stops listening, and closes the pool and the tracing."""
         await self._server.drain()
+        await self._runs.stop()
         await self._ledger.stop()
         await self._banks.stop()
         await self._watch.stop()

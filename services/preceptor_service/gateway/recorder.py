@@ -18,6 +18,7 @@ from preceptor_service.memory_bank.bank import Put, Sample
 from preceptor_service.metrics import LEDGER_LOSSES, SERVICE_CODES, STAGES, GatewayMetrics
 from preceptor_service.pipeline import FallbackReason, Selected, Stages
 from preceptor_service.runs import ActiveRun, Pinned
+from preceptor_service.scoring.pool import Trained
 from preceptor_service.weight_store import Role
 
 
@@ -157,6 +158,14 @@ class Recorder:
         if not run.deleted.is_set():
             self._begin_bank(run.run_id)
             self._metrics.bank_short.labels(run.run_id).inc()
+
+    def co_trained(self, run: ActiveRun, trained: Trained, steps: int) -> None:
+        """Records a version that the service trained on so many steps."""
+        metrics, run_id = self._metrics, run.run_id
+        metrics.co_trained_steps.labels(run_id).inc(steps)
+        metrics.co_training_seconds.labels(run_id).inc(trained.train_s)
+        if trained.online.mean_loss is not None:
+            metrics.co_training_loss.labels(run_id).set(trained.online.mean_loss)
 
     def waits_for_credit(self, run: ActiveRun) -> None:
         """Records that a stream has no credit for another super-batch."""

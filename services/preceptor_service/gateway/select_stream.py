@@ -229,7 +229,7 @@ class SelectStream:
     async def _select(self, arriving: _Arriving, pinned: Pinned, deadline: float) -> selection_pb2.Selection:
         header = arriving.header
         key, identity = self._step(header)
-        arrived = Arrived(arriving.body.read(), header.row_count, deadline)
+        arrived = Arrived(arriving.body.read(), header.row_count, deadline, header.digest)
         draw = Draw(header.step, header.rank, header.sub_batch_size)
         with self._answers.under_way(key, identity):
             selected = await self._pipeline.select(self._run, pinned, arrived, draw)
@@ -244,7 +244,8 @@ class SelectStream:
                 is_control=is_held_back(self._run.spec, header.step),
             )
             self._answers.add(key, identity, answer)
-        self._recorder.answered(self._run, header, selected, answer)
+        if not selected.is_repeat:
+            self._recorder.answered(self._run, header, selected, answer)
         return answer
 
     def _step(self, header: selection_pb2.SuperBatchHeader) -> tuple[StepKey, bytes]:

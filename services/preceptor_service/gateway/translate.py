@@ -105,7 +105,7 @@ def run(active: ActiveRun) -> run_pb2.Run:
         learner_step=learner.step if learner else None,
         reference_digest=reference.digest if reference else None,
         reference_fold_1_digest=active.reference_fold_1.digest if active.reference_fold_1 else None,
-        last_step=counters.last_step,
+        last_step=active.last_step,
         super_batches=counters.super_batches,
         candidates=counters.candidates,
         selected=counters.selected,

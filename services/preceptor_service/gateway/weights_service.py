@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import grpc
 
-from preceptor.errors import InvalidMessageError, InvalidWeightsError, PreceptorError
+from preceptor.errors import CoTrainedError, InvalidMessageError, InvalidWeightsError, PreceptorError
 from preceptor.v1 import weights_pb2
 from preceptor_service.gateway import translate
 from preceptor_service.gateway.body import ChunkOrder, next_message
@@ -46,6 +46,7 @@ class WeightsService:
         role = _role(header)
         run = await self._runs.get(header.run_id)
         try:
+            _check_pushed(role, run)
             role = _role_of_fold(role, header, run)
             version = await self._committed(run, role, header, requests)
         except PreceptorError as error:
@@ -126,6 +127,20 @@ def _role(header: weights_pb2.PushHeader) -> Role:
     if header.total_bytes < 1:
         raise InvalidWeightsError(f"the weights have {header.total_bytes} bytes; push at least one tensor")
     return role
+
+
+def _check_pushed(role: Role, run: ActiveRun) -> None:
+    co_training = run.spec.co_training
+    if co_training is not None and role == "learner":
+        raise CoTrainedError(
+            f"run {run.run_id!r} has co_training: the service trains its learner copy itself; push only the reference, "
+            "or create a run without co_training"
+        )
+    if co_training is not None and co_training.reference_examples:
+        raise CoTrainedError(
+            f"run {run.run_id!r} has co_training.reference_examples: the service trains its reference itself; push "
+            "nothing, or create a run without them"
+        )
 
 
 def _role_of_fold(role: Role, header: weights_pb2.PushHeader, run: ActiveRun) -> Role:

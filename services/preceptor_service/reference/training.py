@@ -21,7 +21,8 @@ from torch import nn
 
 from preceptor_service.reference.dataset import Dataset
 from preceptor_service.reference.errors import JobError
-from preceptor_service.reference.objectives import Features, Objective
+from preceptor_service.reference.objectives import Objective
+from preceptor_service.scoring.update_losses import Features
 from preceptor_service.tasks import Task
 
 _MODEL, _OBJECTIVE, _OPTIMISER = "model.", "objective.", "optimiser."

@@ -1,4 +1,4 @@
-"""`ScoringEngine`: losses of micro-batches, by torch on one device. No Ray, no gRPC; both pools run it."""
+"""`ScoringEngine`: losses of micro-batches and blocks of training, by torch on one device. No Ray, no gRPC."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ from preceptor.errors import OverloadedError, ResourceExhaustedError
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.scoring.loading import ModelLoader
 from preceptor_service.scoring.model_cache import ModelCache, Want
-from preceptor_service.scoring.pool import Losses, Measure, MicroBatch, ModelRef, ScoringModels
+from preceptor_service.scoring.online_training import OnlineTraining
+from preceptor_service.scoring.pool import (
+    Losses,
+    Measure,
+    MicroBatch,
+    ModelRef,
+    ScoringModels,
+    Trained,
+    Training,
+)
 from preceptor_service.tasks import Task, task_named
 from preceptor_service.weight_store import WeightStore
 
@@ -31,7 +40,7 @@ class ScoringEngine:
     Eval mode and inference mode, float32, so that candidates leave no trace in batch-norm or dropout. The
     same micro-batch, of the same number of rows, gives the same losses on the same kind of device.
 
-    Safe for any number of threads: one forward pass runs at a time, while weights load beside it.
+    Safe for any number of threads: one forward pass or update runs at a time, while weights load beside it.
     Blocking. Holds at most `model_bytes` of models, and one micro-batch on the device.
 
     Args:
@@ -55,7 +64,8 @@ class ScoringEngine:
         self._device = _device(device)
         loader = ModelLoader(weights, registry, self._device)
         self._models: ModelCache[nn.Module] = ModelCache(model_bytes, loader.total_bytes, loader.load)
-        self._turn = threading.Lock()  # held for one forward pass
+        self._turn = threading.Lock()  # held for one forward pass, or one update
+        self._training = OnlineTraining(weights, registry, self._device, self._one_at_a_time)
 
     @property
     def device(self) -> str:
@@ -109,6 +119,13 @@ class ScoringEngine:
             learner_gradient_norms=found.get((models.learner, "gradient_norm")),
             reference_fold_1=found.get((models.reference_fold_1, "loss")),
         )
+
+    def train(self, training: Training) -> Trained:
+        """Trains one block of a run's online model; see `OnlineTraining.train`. Takes turns with forward passes.
+
+        Not counted in `model_bytes`: the model under training, about four times its weights.
+        """
+        return self._training.train(training)
 
     def _forward(self, task: Task, module: nn.Module, measure: Measure, batch: MicroBatch) -> NDArray[np.float32]:
         compute = getattr(task, measure)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from preceptor.errors import PreceptorError, ScorersUnavailableError
 from preceptor_service.scoring.engine import ScoringEngine
-from preceptor_service.scoring.pool import Deployed, LoadReport, Losses, MicroBatch, ScoringModels
+from preceptor_service.scoring.pool import Deployed, LoadReport, Losses, MicroBatch, ScoringModels, Trained, Training
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ _CLOSE_TIMEOUT_S = 30.0
 
 
 class InProcessPool:
-    """A `ScorerPool` of one scorer. Owns two threads: one scores, one loads weights meanwhile.
+    """A `ScorerPool` of one scorer. Owns three threads: one scores, one loads weights meanwhile, one trains.
 
     How many micro-batches wait is bounded by who calls, with its budget of bytes in flight.
     """
@@ -31,6 +31,7 @@ class InProcessPool:
         self._engine = engine
         self._scoring = ThreadPoolExecutor(1, "preceptor-scoring")
         self._loading = ThreadPoolExecutor(1, "preceptor-loading")
+        self._training = ThreadPoolExecutor(1, "preceptor-training")
         self._is_closed = False
 
     async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
@@ -47,6 +48,15 @@ class InProcessPool:
             load_s = time.perf_counter() - started
         losses = await self._run(self._scoring, lambda: self._engine.losses(models, batch))
         return replace(losses, load_s=load_s + losses.load_s)
+
+    async def train(self, training: Training) -> Trained:
+        """Trains one block; see `ScorerPool.train`.
+
+        Raises:
+            ScorersUnavailableError: the pool is closed.
+            PreceptorError, FileNotFoundError: as `ScoringEngine.train`.
+        """
+        return await self._run(self._training, lambda: self._engine.train(training))
 
     async def load(self, models: ScoringModels) -> LoadReport:
         """Loads the models; see `ScorerPool.load`. What went wrong is logged, and raised when they score.
@@ -70,10 +80,11 @@ class InProcessPool:
     async def close(self) -> None:
         """Waits for the work under way, for at most half a minute, and drops what was queued. Safe to repeat."""
         self._is_closed = True
-        for executor in (self._scoring, self._loading):
+        executors = (self._scoring, self._loading, self._training)
+        for executor in executors:
             executor.shutdown(wait=False, cancel_futures=True)
-        both = [asyncio.to_thread(executor.shutdown) for executor in (self._scoring, self._loading)]
-        await asyncio.wait_for(asyncio.gather(*both), _CLOSE_TIMEOUT_S)
+        ended = [asyncio.to_thread(executor.shutdown) for executor in executors]
+        await asyncio.wait_for(asyncio.gather(*ended), _CLOSE_TIMEOUT_S)
 
     async def _run(self, executor: Executor, work: Callable[[], T]) -> T:
         if self._is_closed:

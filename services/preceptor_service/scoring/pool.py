@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from preceptor.co_training import CoTraining
+
 Measure = Literal["loss", "gradient_norm"]
 """What a scorer can compute of an example; the names of the methods of a task."""
 
@@ -87,6 +89,67 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Trainee:
+    """A model to train.
+
+    Attributes:
+        architecture, config: as in `ModelRef`.
+        weights, optimiser: digests of what the version before left; `optimiser` is None for the untrained one.
+    """
+
+    architecture: str
+    config: str
+    weights: str | None = None
+    optimiser: str | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """One block to train a run's online model on, and perhaps its reference. Equal trainings give equal weights.
+
+    Attributes:
+        run_id: in whose journal the block lies.
+        task: what it trains on.
+        spec: how.
+        online: the online model.
+        reference: the reference; None where it is not trained in the service.
+        block: the steps to train on; None: build the untrained models, from nothing.
+    """
+
+    run_id: str
+    task: str
+    spec: CoTraining
+    online: Trainee
+    reference: Trainee | None = None
+    block: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What training put into the weight store, not committed yet.
+
+    Attributes:
+        weights, weights_bytes: digest and size of the weights.
+        optimiser: digest of what the next training needs besides; None for the untrained model.
+        mean_loss: update loss, mean over the steps of the block; None for the untrained model.
+    """
+
+    weights: str
+    weights_bytes: int
+    optimiser: str | None
+    mean_loss: float | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of a training; `train_s` are the seconds that it took, loading and writing included."""
+
+    online: TrainedModel
+    reference: TrainedModel | None
+    train_s: float
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """How many scorer replicas hold the models now, of how many that were asked."""
 
@@ -121,6 +184,16 @@ class ScorerPool(Protocol):
 
         Raises:
             ScorerLostError: the scorer was lost; call again.
+            preceptor.errors.PreceptorError: the scorer answered with an error of ours.
+        """
+        ...
+
+    async def train(self, training: Training) -> Trained:
+        """Trains one block on one scorer, which reads it from the journal. Scoring goes on meanwhile.
+
+        Raises:
+            ScorerLostError: the scorer was lost; call again.
+            FileNotFoundError: a sub-batch of the block is not in the journal, any more.
             preceptor.errors.PreceptorError: the scorer answered with an error of ours.
         """
         ...

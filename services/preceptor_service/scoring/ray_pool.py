@@ -11,11 +11,20 @@ from typing import Any
 from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, RequestCancelledError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from preceptor.errors import PreceptorError, ScorersUnavailableError
 from preceptor_service.byte_budget import ByteBudget
-from preceptor_service.scoring.pool import Deployed, LoadReport, Losses, MicroBatch, ScorerLostError, ScoringModels
+from preceptor_service.scoring.pool import (
+    Deployed,
+    LoadReport,
+    Losses,
+    MicroBatch,
+    ScorerLostError,
+    ScoringModels,
+    Trained,
+    Training,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,21 +73,15 @@ class RayPool:
         parcel = _Parcel(batch)
         response = self._scorers.losses.remote(models, parcel, (self._name, self._in_flight.waiting))
         try:
-            losses: Losses = await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except DeploymentUnavailableError as error:
-            raise ScorersUnavailableError("the scorers are not deployed; the service is starting or failing") from error
-        except (*_LOST, RayServeException) as error:
-            raise ScorerLostError(str(error)) from error
-        except RayTaskError as error:
-            if isinstance(error.cause, PreceptorError):
-                raise error.cause from None
-            raise
+            losses: Losses = await _answered(response)
         finally:
             parcel.contents = None
         return losses
+
+    async def train(self, training: Training) -> Trained:
+        """Trains one block on one replica; see `ScorerPool.train`."""
+        trained: Trained = await _answered(self._scorers.train.remote(training))
+        return trained
 
     async def load(self, models: ScoringModels) -> LoadReport:
         """Asks every replica to load `models`; a replica that fails or is slow is not counted as loaded."""
@@ -111,3 +114,20 @@ class RayPool:
 
     async def close(self) -> None:
         """Does nothing: Serve owns the scorers."""
+
+
+async def _answered(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Any:
+    """Returns what a replica answers; its errors of ours as they are."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    except DeploymentUnavailableError as error:
+        raise ScorersUnavailableError("the scorers are not deployed; the service is starting or failing") from error
+    except (*_LOST, RayServeException) as error:
+        raise ScorerLostError(str(error)) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, PreceptorError | FileNotFoundError):
+            raise error.cause from None
+        raise

@@ -14,7 +14,7 @@ from preceptor_service.process_log import start_logging
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.in_process import InProcessPool
-from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ModelRef, ScoringModels
+from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ModelRef, ScoringModels, Trained, Training
 from preceptor_service.scoring.ray_autoscaling import POLICY, GatewayLoad
 from preceptor_service.scoring.run_models import load_committed
 from preceptor_service.tracing import Tracing, start_tracing
@@ -56,6 +56,10 @@ class Scorer:
         """
         self._gateway_load.note(*waiting)
         return await self._pool.losses(models, batch)
+
+    async def train(self, training: Training) -> Trained:
+        """Trains one block of a run's online model; see `ScorerPool.train`."""
+        return await self._pool.train(training)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tells Serve's controller, which asks now and then, what `scorers_for_load` needs."""

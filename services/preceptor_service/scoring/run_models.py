@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from preceptor.errors import PreceptorError
@@ -35,7 +36,12 @@ def scoring_models(
     reference: WeightsVersion | None,
     reference_fold_1: WeightsVersion | None = None,
 ) -> ScoringModels:
-    """Returns what scorers need for `rule`, the run's, as far as it was pushed."""
+    """Returns what scorers need for `rule`, the run's, as far as it is there.
+
+    A reference that is trained beside a learner copy belongs to its version.
+    """
+    if learner is not None and learner.reference_digest is not None:
+        reference = replace(learner, digest=learner.reference_digest, total_bytes=learner.reference_bytes or 0)
     return ScoringModels(
         run_id=spec.run_id,
         task=spec.task,

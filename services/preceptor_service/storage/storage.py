@@ -5,10 +5,12 @@
     runs/<run_id>/…/<role>/<version>.json    one manifest per committed version; the place decides what lies between
     runs/<run_id>/…/ledger/<segment>         pieces of the run's ledger
     runs/<run_id>/…/bank/<operation>         the log of the run's memory bank, and snapshots of the bank
+    runs/<run_id>/…/journal/<step>-<rank>    sub-batches that were handed out, of a co-trained run
+    runs/<run_id>/…/answers/<blocks>         what is kept of them once they are trained on
     runs/<run_id>/…/reported/<piece>         metrics that its trainer reported
     staging/                             what is on its way in or out
 
-Names are paths relative to the store. Called by `RunStore`, `WeightStore`, `LedgerStore`, `OpenBank` and
+Names are paths relative to the store. Called by `RunStore`, `WeightStore`, `LedgerStore`, `OpenBank`, `Journal` and
 `ReportedMetrics`, which make every decision.
 """
 
@@ -113,11 +115,11 @@ class Storage(Protocol):
         ...
 
     def read_once(self, name: str) -> bytes:
-        """Returns the same of a segment, an operation or a piece, too large to be held for the next time."""
+        """Returns the same of any other file, too large to be held in memory for the next time."""
         ...
 
     def create(self, name: str, content: bytes) -> bool:
-        """Creates any of these whole; False where the name is taken. The store's one choice."""
+        """Creates a manifest or the like whole; False where the name is taken. The store's one choice."""
         ...
 
     def exists(self, name: str) -> bool:

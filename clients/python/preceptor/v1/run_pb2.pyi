@@ -21,6 +21,54 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _Optimiser:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _OptimiserEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Optimiser.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    OPTIMISER_UNSPECIFIED: _Optimiser.ValueType  # 0
+    """Not said; refused."""
+    OPTIMISER_ADAMW: _Optimiser.ValueType  # 1
+    """AdamW: Adam with decoupled weight decay."""
+    OPTIMISER_SGD: _Optimiser.ValueType  # 2
+    """Stochastic gradient descent, with momentum."""
+
+class Optimiser(_Optimiser, metaclass=_OptimiserEnumTypeWrapper):
+    """What makes an update of a gradient."""
+
+OPTIMISER_UNSPECIFIED: Optimiser.ValueType  # 0
+"""Not said; refused."""
+OPTIMISER_ADAMW: Optimiser.ValueType  # 1
+"""AdamW: Adam with decoupled weight decay."""
+OPTIMISER_SGD: Optimiser.ValueType  # 2
+"""Stochastic gradient descent, with momentum."""
+global___Optimiser = Optimiser
+
+class _Contrast:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ContrastEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Contrast.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CONTRAST_UNSPECIFIED: _Contrast.ValueType  # 0
+    """Not said; refused."""
+    CONTRAST_SOFTMAX: _Contrast.ValueType  # 1
+    """CLIP's: each image picks its caption, each caption its image."""
+    CONTRAST_SIGMOID: _Contrast.ValueType  # 2
+    """SigLIP's: for every image and caption whether they belong together."""
+
+class Contrast(_Contrast, metaclass=_ContrastEnumTypeWrapper):
+    """The loss that dual encoders train with."""
+
+CONTRAST_UNSPECIFIED: Contrast.ValueType  # 0
+"""Not said; refused."""
+CONTRAST_SOFTMAX: Contrast.ValueType  # 1
+"""CLIP's: each image picks its caption, each caption its image."""
+CONTRAST_SIGMOID: Contrast.ValueType  # 2
+"""SigLIP's: for every image and caption whether they belong together."""
+global___Contrast = Contrast
+
 class _StalePolicy:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -111,6 +159,7 @@ class RunSpec(google.protobuf.message.Message):
     REFERENCE_LOSSES_FIELD_NUMBER: builtins.int
     LEDGER_FIELD_NUMBER: builtins.int
     MEMORY_BANK_FIELD_NUMBER: builtins.int
+    CO_TRAINING_FIELD_NUMBER: builtins.int
     CONTROL_FRACTION_FIELD_NUMBER: builtins.int
     CONTROL_BLOCK_STEPS_FIELD_NUMBER: builtins.int
     run_id: builtins.str
@@ -227,6 +276,14 @@ class RunSpec(google.protobuf.message.Message):
         Select answers. Default: none.
         """
 
+    @property
+    def co_training(self) -> global___CoTraining:
+        """The service trains the learner copy itself, on the sub-batches that it hands
+        out; weights of the learner are then not pushed. Not with
+        `max_staleness_steps`, and not with a score rule that reads no learner.
+        Default: none; push weights with PushWeights.
+        """
+
     def __init__(
         self,
         *,
@@ -255,11 +312,14 @@ class RunSpec(google.protobuf.message.Message):
         reference_losses: builtins.str | None = ...,
         ledger: builtins.bool = ...,
         memory_bank: global___MemoryBank | None = ...,
+        co_training: global___CoTraining | None = ...,
         control_fraction: builtins.float = ...,
         control_block_steps: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_control_block_steps", b"_control_block_steps", "_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "control_block_steps", b"control_block_steps", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_control_block_steps", b"_control_block_steps", "_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "control_block_steps", b"control_block_steps", "control_fraction", b"control_fraction", "cross_reference", b"cross_reference", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "ledger", b"ledger", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_co_training", b"_co_training", "_control_block_steps", b"_control_block_steps", "_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "co_training", b"co_training", "control_block_steps", b"control_block_steps", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_co_training", b"_co_training", "_control_block_steps", b"_control_block_steps", "_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "co_training", b"co_training", "control_block_steps", b"control_block_steps", "control_fraction", b"control_fraction", "cross_reference", b"cross_reference", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "ledger", b"ledger", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_co_training", b"_co_training"]) -> typing.Literal["co_training"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_control_block_steps", b"_control_block_steps"]) -> typing.Literal["control_block_steps"] | None: ...
     @typing.overload
@@ -324,6 +384,98 @@ class MemoryBank(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_max_times_sampled", b"_max_times_sampled"]) -> typing.Literal["max_times_sampled"] | None: ...
 
 global___MemoryBank = MemoryBank
+
+@typing.final
+class CoTraining(google.protobuf.message.Message):
+    """How the service trains the online model of a run. Steps are consecutive from
+    `first_step` on, each offered once by every rank. Block m is the steps
+    [first_step + m * publish_every, first_step + (m + 1) * publish_every). A step
+    of block m is scored under learner version max(1, m + 1 - lag); version 1 is
+    the untrained model, version m + 2 is trained on blocks 0 to m.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPTIMISER_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: builtins.int
+    BETA1_FIELD_NUMBER: builtins.int
+    BETA2_FIELD_NUMBER: builtins.int
+    MOMENTUM_FIELD_NUMBER: builtins.int
+    TOTAL_STEPS_FIELD_NUMBER: builtins.int
+    WARM_UP_STEPS_FIELD_NUMBER: builtins.int
+    CONTRAST_FIELD_NUMBER: builtins.int
+    PUBLISH_EVERY_FIELD_NUMBER: builtins.int
+    LAG_FIELD_NUMBER: builtins.int
+    RANKS_FIELD_NUMBER: builtins.int
+    FIRST_STEP_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    REFERENCE_EXAMPLES_FIELD_NUMBER: builtins.int
+    optimiser: global___Optimiser.ValueType
+    """What makes updates of gradients. Required."""
+    learning_rate: builtins.float
+    """Learning rate at its highest. Finite and above 0. Required."""
+    weight_decay: builtins.float
+    """Weight decay. 0 or above. Default 0."""
+    beta1: builtins.float
+    """Decay of AdamW's first moment. From 0 to below 1. Default 0."""
+    beta2: builtins.float
+    """Decay of AdamW's second moment. From 0 to below 1. Default 0."""
+    momentum: builtins.float
+    """Momentum of SGD. From 0 to below 1. Default 0."""
+    total_steps: builtins.int
+    """Steps over which the learning rate decays to 0 by a half cosine, and stays
+    there. 1 or above. Default: no decay.
+    """
+    warm_up_steps: builtins.int
+    """Steps over which the learning rate grows linearly at the start. 0 or above,
+    and below `total_steps`. Default 0.
+    """
+    contrast: global___Contrast.ValueType
+    """Update loss of task "image_text"; ignored by the others. Required."""
+    publish_every: builtins.int
+    """Steps of one block. 1 or above. Required."""
+    lag: builtins.int
+    """Blocks that may be untrained when a block is scored. 0 or above, and at most
+    the service's `weights.keep_versions` - 2. Default 0.
+    """
+    ranks: builtins.int
+    """Trainer ranks that make up a step. 1 or above. Required."""
+    first_step: builtins.int
+    """The first step. 0 or above. Default 0."""
+    seed: builtins.int
+    """Seed of initial weights and dropout. 0 or above. Default 0."""
+    reference_examples: builtins.int
+    """Candidates of each super-batch, drawn uniformly, that the reference is
+    trained on by the same settings, beside the online model; the reference is
+    then not pushed. 0 or above; as many as there are where it is more. Not with
+    `reference_digest`, `reference_losses` or `cross_reference`, nor with a score
+    rule that reads no reference. Default 0: the reference is pushed, and frozen.
+    """
+    def __init__(
+        self,
+        *,
+        optimiser: global___Optimiser.ValueType = ...,
+        learning_rate: builtins.float = ...,
+        weight_decay: builtins.float = ...,
+        beta1: builtins.float = ...,
+        beta2: builtins.float = ...,
+        momentum: builtins.float = ...,
+        total_steps: builtins.int | None = ...,
+        warm_up_steps: builtins.int = ...,
+        contrast: global___Contrast.ValueType = ...,
+        publish_every: builtins.int = ...,
+        lag: builtins.int = ...,
+        ranks: builtins.int = ...,
+        first_step: builtins.int = ...,
+        seed: builtins.int = ...,
+        reference_examples: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_total_steps", b"_total_steps", "total_steps", b"total_steps"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_total_steps", b"_total_steps", "beta1", b"beta1", "beta2", b"beta2", "contrast", b"contrast", "first_step", b"first_step", "lag", b"lag", "learning_rate", b"learning_rate", "momentum", b"momentum", "optimiser", b"optimiser", "publish_every", b"publish_every", "ranks", b"ranks", "reference_examples", b"reference_examples", "seed", b"seed", "total_steps", b"total_steps", "warm_up_steps", b"warm_up_steps", "weight_decay", b"weight_decay"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_total_steps", b"_total_steps"]) -> typing.Literal["total_steps"] | None: ...
+
+global___CoTraining = CoTraining
 
 @typing.final
 class ModelSpec(google.protobuf.message.Message):
@@ -525,7 +677,9 @@ class Run(google.protobuf.message.Message):
     before one is pushed.
     """
     last_step: builtins.int
-    """Highest step answered; absent before the first answer."""
+    """Highest step answered, of a co-trained run by any gateway; absent before the
+    first answer.
+    """
     super_batches: builtins.int
     """Super-batches answered."""
     candidates: builtins.int
