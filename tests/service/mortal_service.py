@@ -53,9 +53,12 @@ def began_at(hold: Path) -> Path:
 
 @contextmanager
 def serving(store: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Such a process on a store: where it listens, and what to kill."""
+    """Such a process on a store: where it listens, and what to kill.
+
+    It has as many threads as this one: the order in which a sum is added up depends on it, and so does its last bit.
+    """
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
-    command = [sys.executable, "-m", "tests.service.mortal_service", str(store)]
+    command = [sys.executable, "-m", "tests.service.mortal_service", str(store), str(torch.get_num_threads())]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
     ) as process:
@@ -66,7 +69,8 @@ def serving(store: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             process.kill()
 
 
-def main(store: str) -> None:
+def main(store: str, threads: int) -> None:
+    torch.set_num_threads(threads)
     architectures = {"dawdler": "tests.service.mortal_service:dawdler"}
     service = start_service(config(Path(store), architectures=architectures))
     sys.stdout.write(f"{target_of(service)}\n")
@@ -75,4 +79,4 @@ def main(store: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))
