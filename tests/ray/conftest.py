@@ -28,7 +28,9 @@ def ray_cluster() -> Iterator[RayCluster]:
     cluster.stop()
 
 
-def start(layout_name: str, store: Path | WeightsConfig, name: str | None = None) -> RunningService:
+def start(
+    layout_name: str, store: Path | WeightsConfig, name: str | None = None, architectures: dict[str, str] | None = None
+) -> RunningService:
     """Starts a service with a layout of `SERVICES`, by default under the layout's name."""
     layout = SERVICES[layout_name]
     return start_service(
@@ -44,6 +46,7 @@ def start(layout_name: str, store: Path | WeightsConfig, name: str | None = None
                     "micro_batch_rows": layout["micro_batch_rows"],
                     "num_cpus": 0.1,
                 },
+                "architectures": architectures or {},
             }
         )
     )
@@ -62,6 +65,7 @@ def service(
 @pytest.fixture(scope="session")
 def two_replicas(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A service of its own with two scorers, for tests that kill them."""
-    running = start("two-replicas", tmp_path_factory.mktemp("store"), name="mortal")
+    architectures = {"dawdler": "tests.service.mortal_service:dawdler"}
+    running = start("two-replicas", tmp_path_factory.mktemp("store"), name="mortal", architectures=architectures)
     yield running
     running.stop()

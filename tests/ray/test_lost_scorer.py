@@ -6,13 +6,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from preceptor import SelectionClient
 from preceptor_service.app import RunningService
 from tests.processes import pids_titled
-from tests.ray.candidates import COUNT, expected, ready_run, spec, state, super_batch
+from tests.ray.candidates import COUNT, SETTINGS, expected, ready_run, spec, state, super_batch
+from tests.service.mortal_service import began_at
 
 pytestmark = pytest.mark.ray
 
@@ -29,14 +31,22 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 90) 
     pytest.fail(f"{what} did not happen within {timeout_s} s")
 
 
-def test_a_scorer_killed_in_the_middle_changes_no_answer_and_raises_nothing(two_replicas: RunningService) -> None:
-    settings = spec("killed")
+def test_a_scorer_killed_in_the_middle_changes_no_answer_and_raises_nothing(
+    two_replicas: RunningService, tmp_path: Path
+) -> None:
+    hold = tmp_path / "hold"
+    model = {"model": "dawdler", "model_config": {**SETTINGS, "hold": str(hold), "held": "scores"}}
+    settings = spec("killed", **model)
     with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}", timeout_s=120) as client:
         run = ready_run(client, settings)
         wait_until(lambda: len(pids_titled(SCORERS)) == 2, "two scorers")
         answers = [run.submit(super_batch(step), COUNT, step=step) for step in range(60)]
         answers[3].result(150)
-        os.kill(min(pids_titled(SCORERS)), signal.SIGKILL)
+        hold.touch()
+        answers += [run.submit(super_batch(step), COUNT, step=step) for step in range(60, 64)]
+        wait_until(lambda: began_at(hold).exists() and began_at(hold).read_text() != "", "a scorer is in the middle")
+        os.kill(int(began_at(hold).read_text()), signal.SIGKILL)
+        hold.unlink()
         selections = [answer.result(150) for answer in answers]
         for step, selection in enumerate(selections):
             assert selection.indices.tolist() == expected(settings, step)

@@ -24,16 +24,17 @@ _LONGEST_S = 60.0
 
 
 class Dawdler(SmallCnn):
-    """A `small_cnn` whose updates say that they began, and wait for as long as a file is there."""
+    """A `small_cnn` whose updates, or scores, say that they began, and wait for as long as a file is there."""
 
-    def __init__(self, hold: str, **settings: Any) -> None:
+    def __init__(self, hold: str, held: str, **settings: Any) -> None:
         image_input = ImageInput(settings["in_channels"], settings["image_size"], "uint8", 0.0, 1.0)
         super().__init__(image_input, settings["num_classes"], settings["width"])
         self.hold = Path(hold)
+        self.holds_training = held == "updates"
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if self.training and image.device.type != "meta" and self.hold.exists():
-            began_at(self.hold).touch()
+        if self.training is self.holds_training and image.device.type != "meta" and self.hold.exists():
+            began_at(self.hold).write_text(str(os.getpid()))
             pause = threading.Event()
             for _ in range(round(_LONGEST_S / _PAUSE_S)):
                 if not self.hold.exists():
@@ -42,12 +43,14 @@ class Dawdler(SmallCnn):
         return super().forward(image)
 
 
-def dawdler(*, hold: str, in_channels: int, image_size: int, num_classes: int, width: int) -> nn.Module:
-    return Dawdler(hold, in_channels=in_channels, image_size=image_size, num_classes=num_classes, width=width)
+def dawdler(
+    *, hold: str, held: str = "updates", in_channels: int, image_size: int, num_classes: int, width: int
+) -> nn.Module:
+    return Dawdler(hold, held, in_channels=in_channels, image_size=image_size, num_classes=num_classes, width=width)
 
 
 def began_at(hold: Path) -> Path:
-    """The file that an update makes when it begins to wait."""
+    """The file that what waits makes when it begins to, with its process id."""
     return hold.with_suffix(".began")
 
 
