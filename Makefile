@@ -15,12 +15,12 @@ demo: .venv/.installed ## Train with and without selection through a local servi
 	$(BIN)/python -m examples.demo --data $(DATA)
 
 test: .venv/.installed ## Run the tests, all but those that take a minute or more each.
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-fast: .venv/.installed ## Run the tests that need neither Ray nor patience.
 	$(BIN)/python -m pytest -m "not ray and not slow and not long"
 
-test-long: .venv/.installed ## Run the others: images' build steps, two nodes, the rendered chart, a Ray of yours.
+test-long: .venv/.installed ## Run the others: images' build steps, two nodes, the rendered chart, autoscaling.
 	$(BIN)/python -m pytest -m long
 
 test-helm: .venv/.installed ## Prove the chart: every values file, Kubernetes and helm; the rendered pods run.

@@ -51,6 +51,7 @@ def test_it_selects_says_what_its_replicas_log_and_leaves_no_process(
     assert [process for process in started if process.is_running()] == []
 
 
+@pytest.mark.long
 def test_weights_reach_every_scorer_through_an_object_store(
     serve: Callable[..., Serving], object_store: ObjectPlace, tmp_path: Path
 ) -> None:

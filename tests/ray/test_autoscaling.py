@@ -55,7 +55,7 @@ def test_the_application_refuses_settings_that_nobody_knows() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_backlog_starts_a_second_scorer_and_its_end_stops_it(ray_cluster: RayCluster, tmp_path: Path) -> None:
     config = parse_config(
         {
