@@ -14,13 +14,14 @@ venv: .venv/.installed ## Install everything into .venv (again only after pyproj
 demo: .venv/.installed ## Train with and without selection through a local service (DATA=digits or fashion-mnist).
 	$(BIN)/python -m examples.demo --data $(DATA)
 
-test: .venv/.installed ## Run the tests, all but those that take a minute or more each.
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadgroup --no-loadscope-reorder
+test: .venv/.installed ## Run the tests, all but those that take half a minute or more each.
+	$(BIN)/python -m pytest -m "not ray and not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "ray and not long"
 
 test-fast: .venv/.installed ## Run the tests that need neither Ray nor patience.
 	$(BIN)/python -m pytest -m "not ray and not slow and not long"
 
-test-long: .venv/.installed ## Run the others: images' build steps, two nodes, the rendered chart, autoscaling.
+test-long: .venv/.installed ## Run the others: images' build steps, two nodes, the rendered chart, metrics and traces on Ray.
 	$(BIN)/python -m pytest -m long
 
 test-helm: .venv/.installed ## Prove the chart: every values file, Kubernetes and helm; the rendered pods run.

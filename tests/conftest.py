@@ -18,15 +18,6 @@ if TYPE_CHECKING:
     from tests.s3_server import S3Server
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has one of two processes run all that starts Ray, first, and deals the other files out (`--dist loadgroup`)."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        name = item.path.name if item.get_closest_marker("ray") is None else "ray"
-        item.add_marker(pytest.mark.xdist_group(name))
-
-
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

@@ -20,7 +20,10 @@ from tests.stores import ObjectPlace
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, id="Ctrl-C"), pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.long)],
+)
 def test_it_selects_says_what_its_replicas_log_and_leaves_no_process(
     serve: Callable[..., Serving], tmp_path: Path, number: signal.Signals
 ) -> None:

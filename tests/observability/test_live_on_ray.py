@@ -21,7 +21,7 @@ from tests.observability.scrape_settings import of_the_chart
 from tests.observability.trainers import PUPILS
 from tests.processes import pids_titled
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 NAME = "observed"
 SCORERS = f"ray::ServeReplica:{NAME}:Scorer"

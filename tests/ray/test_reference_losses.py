@@ -23,6 +23,7 @@ ROWS = 60
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_scorers_on_ray_write_the_table_that_one_process_writes(ray_cluster: RayCluster, tmp_path: Path) -> None:
     from preceptor_service.reference.ray_scorers import RayScorers
 

@@ -13,7 +13,7 @@ from tests.service.conftest import config, target_of
 from tests.tracing.collector import Collector
 from tests.tracing.trainer import MANY_STEPS, train
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
 def test_a_trace_reaches_every_scorer_and_nothing_of_it_is_lost_when_the_service_stops(tmp_path: Path) -> None:
