@@ -73,9 +73,9 @@ def load(name: str, seed: int) -> Parts:
     if name == "digits":
         test, clean, pool = _parts(_digits(), (400, 240), rng)
     elif name == "fashion-mnist":
-        train = _fashion_mnist("train", first_id=0)
+        train = fashion_mnist("train", first_id=0)
         clean, pool = _parts(train, (5_000,), rng)
-        test, _ = _parts(_fashion_mnist("t10k", first_id=len(train)), (2_000,), rng)
+        test, _ = _parts(fashion_mnist("t10k", first_id=len(train)), (2_000,), rng)
     else:
         raise ValueError(f"data is {name!r}; choose one of {DATA_SETS}")
     noisy, is_corrupt = corrupted(pool, rng)
@@ -105,7 +105,16 @@ def _digits() -> Images:
     return Images(image, digits.target.astype(np.int64), np.arange(len(image)))
 
 
-def _fashion_mnist(part: str, first_id: int) -> Images:
+def fashion_mnist(part: str, first_id: int) -> Images:
+    """Returns the images of Fashion-MNIST in the order of their file.
+
+    Args:
+        part: `"train"`, 60,000, or `"t10k"`, 10,000.
+        first_id: example id of the first one.
+
+    Raises:
+        DataMissingError: it is not installed, or cannot be read.
+    """
     try:
         image = read_idx(FASHION_MNIST / f"{part}-images-idx3-ubyte.gz")[:, np.newaxis]
         label = read_idx(FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz").astype(np.int64)

@@ -1,0 +1,166 @@
+"""★ The experiments: what is compared with what, on which data, with which models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from benchmarks.learning.settings import Data, Model, Reference, Selection, Split, Training
+
+BUDGETS = (1.0, 0.75, 0.5, 0.35, 0.25)
+"""Shares of the uniform budget that every arm is trained for."""
+
+SEEDS = (0, 1, 2)
+UNIFORM = "uniform"
+"""Name of the control arm."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, and the arms that answer it.
+
+    Attributes:
+        name: as on the command line.
+        question: what it is for, a sentence.
+        base: the uniform arm at the full budget, of any seed.
+        arms: name → how it selects; None: the control.
+        budgets: shares of the full budget.
+        seeds: of the runs.
+        quality: which of the qualities decides.
+        also: others that are reported.
+    """
+
+    name: str
+    question: str
+    base: Training
+    arms: Mapping[str, Selection | None]
+    budgets: tuple[float, ...] = BUDGETS
+    seeds: tuple[int, ...] = SEEDS
+    quality: str = "accuracy"
+    also: tuple[str, ...] = ()
+
+    def training(self, arm: str, budget: float, seed: int) -> Training:
+        """Returns the settings of one run."""
+        updates = round(self.base.updates * budget)
+        return replace(self.base, selection=self.arms[arm], updates=updates, seed=seed)
+
+    def runs(self) -> Iterator[Training]:
+        """Yields every run: seed by seed, and the full budgets of a seed first."""
+        for seed in self.seeds:
+            for budget in self.budgets:
+                for arm in self.arms:
+                    yield self.training(arm, budget, seed)
+
+    def smoke(self) -> Experiment:
+        """Returns a form of seconds, to see that everything runs: a few updates on a few examples, one seed."""
+        options = {**self.base.data.options, "limit": 400}
+        base = replace(
+            self.base, data=Data(self.base.data.builder, options), updates=4, sub_batch_size=16,
+            measured_on="validation",
+        )  # fmt: skip
+        arms = {name: None if arm is None else _short(arm) for name, arm in self.arms.items()}
+        return replace(self, base=base, arms=arms, budgets=(1.0, 0.5), seeds=(0,))
+
+
+def _short(arm: Selection) -> Selection:
+    reference = None if arm.reference is None else replace(arm.reference, updates=4)
+    return replace(arm, reference=reference, push_every=2)
+
+
+def _cnn(width: int) -> Model:
+    return Model("strided_cnn", {"width": width})
+
+
+LEARNER, ONLINE = _cnn(32), _cnn(8)
+
+CLEAN_REFERENCE = Reference(_cnn(8), "clean", updates=1_000, learning_rate=3e-3)
+
+LEARNABILITY = Selection(
+    score="learnability", selector="softmax", temperature=1.0, ratio=5, online=ONLINE, online_learning_rate=3e-3,
+    push_every=10, reference=CLEAN_REFERENCE,
+)  # fmt: skip
+
+
+def _images(builder: str, options: Mapping[str, Any], measured_on: Split = "test") -> Training:
+    return Training(
+        task="classification", data=Data(builder, options), learner=LEARNER, learning_rate=1e-3, updates=1_000,
+        sub_batch_size=64, selection=None, seed=0, measured_on=measured_on,
+    )  # fmt: skip
+
+
+_IN_DOMAIN = replace(LEARNABILITY, reference=replace(CLEAN_REFERENCE, trained_on="pool"))
+
+TRIAL_SEEDS = (100,)
+"""Settings are chosen on a seed that is reported nowhere."""
+
+
+def _trial(name: str, question: str, base: Training, arms: Mapping[str, Selection | None]) -> Experiment:
+    """Returns an experiment by which settings are chosen: on the validation part, the full and half of the budget."""
+    return Experiment(name, question, replace(base, measured_on="validation"), arms, (1.0, 0.5), TRIAL_SEEDS)
+
+
+_NOISY = _images("noisy_labels", {"share": 0.5})
+
+_RATE_TRIALS = tuple(
+    _trial(
+        f"trial-rate-{rate:g}",
+        f"Does the control learn best at {rate:g}?",
+        replace(_NOISY, learning_rate=rate),
+        {UNIFORM: None},
+    )
+    for rate in (5e-4, 1e-3, 2e-3)
+)
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        *_RATE_TRIALS,
+        _trial(
+            "trial-selection",
+            "Which temperature, reference, online learning rate and push interval?",
+            _NOISY,
+            {
+                UNIFORM: None,
+                "learnability": LEARNABILITY,
+                "temperature 0.5": replace(LEARNABILITY, temperature=0.5),
+                "reference of width 12": replace(LEARNABILITY, reference=replace(CLEAN_REFERENCE, model=_cnn(12))),
+                "reference trained for 500": replace(LEARNABILITY, reference=replace(CLEAN_REFERENCE, updates=500)),
+                "online at 1e-3": replace(LEARNABILITY, online_learning_rate=1e-3),
+                "pushed every 25": replace(LEARNABILITY, push_every=25),
+            },
+        ),
+        Experiment(
+            "noisy-labels",
+            "Half of the pool's labels are wrong, and there are 5,000 clean examples: does selection pay?",
+            _NOISY,
+            {UNIFORM: None, "learnability": LEARNABILITY},
+        ),
+        Experiment(
+            "noisy-reference",
+            "The same pool, and nothing cleaner: the reference is trained on the pool itself.",
+            _NOISY,
+            {UNIFORM: None, "learnability": _IN_DOMAIN},
+        ),
+        Experiment(
+            "clean-pool",
+            "Nothing is wrong with the pool, and the reference is trained on it: what is left to gain?",
+            _images("noisy_labels", {"share": 0.0}),
+            {UNIFORM: None, "learnability": _IN_DOMAIN},
+        ),
+        Experiment(
+            "imbalanced",
+            "Half of the classes are ten times rarer in the pool; the 5,000 clean examples are balanced.",
+            _images("imbalanced", {"rare_classes": 5, "keep": 0.1}),
+            {UNIFORM: None, "learnability": LEARNABILITY},
+            also=("worst_class_accuracy",),
+        ),
+        Experiment(
+            "irrelevant",
+            "Half of the pool's images are no garments at all, with random labels.",
+            _images("irrelevant", {"share": 0.5}),
+            {UNIFORM: None, "learnability": LEARNABILITY},
+            also=("worst_class_accuracy",),
+        ),
+    )
+}

@@ -1,0 +1,73 @@
+"""Whether the service's learnability with selector top_k is RHO-LOSS: the same selections from the same tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.learning import rho
+from benchmarks.learning.data import build
+from benchmarks.learning.data.parts import rows_of, take
+from benchmarks.learning.experiments import EXPERIMENTS
+from benchmarks.learning.references import ReferenceKey, trained
+from benchmarks.learning.service import client_of_new_service
+from benchmarks.learning.settings import Training
+from benchmarks.learning.trainee import REGISTRY, Trainee, order
+from preceptor import RunSpec
+from preceptor_service.reference.objectives import objective_of
+
+
+def compare(settings: Training, super_batches: int, work: Path) -> dict[str, Any]:
+    """Trains an online model on what the service selects, and selects by RHO's own rule each time beside it.
+
+    Returns:
+        `super_batches`, how many of them gave `equal_sets` and `equal_orders`, and `largest_difference` of two scores
+        of one candidate.
+
+    Raises:
+        DataMissingError, PreceptorError: as `training.train`.
+    """
+    torch.set_num_threads(1)
+    selection = settings.selection
+    if selection is None or selection.online is None or selection.reference is None:
+        raise ValueError("RHO's rule needs an online model and a reference; name a selected arm that has both")
+    parts = build(settings.data, settings.seed)
+    key = ReferenceKey(settings.task, settings.data, selection.reference, settings.sub_batch_size, settings.seed)
+    reference = trained(key, parts, work)
+    holdout_model = REGISTRY.build(selection.reference.model.architecture, selection.reference.model.config)
+    holdout_model.load_state_dict(reference.state)
+    online = Trainee(
+        selection.online, objective_of(settings.task, "softmax"), super_batches, selection.online_learning_rate,
+        settings.seed + 1_000,
+    )  # fmt: skip
+    spec = RunSpec(
+        "identity", selection.online.architecture, dict(selection.online.config), score="learnability", selector="top_k"
+    )
+    size = selection.ratio * settings.sub_batch_size
+    found = {"super_batches": super_batches, "equal_sets": 0, "equal_orders": 0, "largest_difference": 0.0}
+    with client_of_new_service(size, None) as client:
+        run = client.create_run(spec)
+        run.push_reference(reference.state)
+        for step, rows in enumerate(order(rows_of(parts.pool), size, super_batches, settings.seed)):
+            batch = take(parts.pool, rows)
+            run.push_weights(online.model.state_dict(), step=step)
+            columns = {name: batch[name] for name in run.columns}
+            ours = run.select(columns, settings.sub_batch_size, step=step)
+            irreducible = rho.irreducible_losses(holdout_model, batch["image"], batch["label"])
+            theirs = rho.selected(
+                online.model, batch["image"], batch["label"], irreducible, settings.sub_batch_size
+            ).numpy()
+            scores = rho.irreducible_losses(online.model, batch["image"], batch["label"]) - irreducible
+            found["equal_orders"] += int((ours.indices == theirs).all())
+            found["equal_sets"] += int(set(ours.indices.tolist()) == set(theirs.tolist()))
+            difference = float((torch.from_numpy(ours.scores.copy()) - scores).abs().max())
+            found["largest_difference"] = max(found["largest_difference"], difference)
+            online.update(take(batch, torch.from_numpy(ours.indices.copy())))
+    return found
+
+
+def of(experiment: str = "noisy-labels") -> Training:
+    """Returns the settings whose data, models and sizes are compared on."""
+    return EXPERIMENTS[experiment].training("learnability", 1.0, 0)
