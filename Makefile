@@ -4,7 +4,7 @@ BIN := .venv/bin
 CODE := clients services proto deploy helm tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-long test-helm test-observability lint format stubs docs bench constraints
+.PHONY: help venv demo test test-fast test-long test-helm test-observability lint format stubs docs bench learning constraints
 
 help: ## Show what can be made.
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -55,6 +55,9 @@ docs: .venv/.installed ## Write again what is made from code: settings, metrics,
 
 bench: .venv/.installed ## Measure, and write the results into benchmarks/results/.
 	$(BIN)/python -m benchmarks
+
+learning: .venv/.installed ## Do what is missing of docs/results.md: arms trained at a ladder of budgets. Takes hours.
+	$(BIN)/python -m benchmarks.learning
 
 constraints: ## Pin the newest releases that work together into constraints.txt.
 	rm -rf .venv && $(PYTHON) -m venv .venv && $(BIN)/pip install -q -e '.[dev]'

@@ -15,11 +15,13 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import machine
-from benchmarks.learning import report
+from benchmarks.learning import identity, report
 from benchmarks.learning.experiments import EXPERIMENTS, Experiment
 from benchmarks.learning.ladder import Results, climb
 from benchmarks.learning.settings import Training
+
+IDENTITY = "identity"
+"""The comparison with RHO-LOSS's rule, which trains no arms."""
 
 _INTERRUPTED = 130
 
@@ -33,13 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from preceptor_service.reference.demo_data import DataMissingError
 
     results = Results(options.work / "smoke.jsonl" if options.smoke else report.RUNS)
-    chosen = [EXPERIMENTS[name] for name in options.names or EXPERIMENTS]
+    names = options.names or (*EXPERIMENTS, IDENTITY)
+    chosen = [EXPERIMENTS[name] for name in names if name != IDENTITY]
     if options.smoke:
         chosen = [experiment.smoke() for experiment in chosen]
     wanted = [run for experiment in chosen for run in experiment.runs()]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        climb(wanted, results, lambda run: train(run, options.work), _made_on, _Watch(console))
+        climb(wanted, results, lambda run: train(run, options.work), _Watch(console))
+        if IDENTITY in names:
+            console.print(identity.table(identity.run(options.smoke, options.work)), markup=False)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on")
         return _INTERRUPTED
@@ -72,19 +77,13 @@ def _show(chosen: Sequence[Experiment], results: Results, console: Console) -> N
         console.print(f"\n{experiment.name}\n{report.table(experiment, results)}", markup=False, soft_wrap=True)
 
 
-def _made_on() -> dict[str, Any]:
-    return {
-        "commit": machine.commit(),
-        "at": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "hardware": machine.hardware(),
-    }
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.learning", description="Train with and without selection, at a ladder of budgets."
     )
-    parser.add_argument("names", nargs="*", choices=[[], *EXPERIMENTS], metavar="experiment", help="default: all")
+    parser.add_argument(
+        "names", nargs="*", choices=[[], *EXPERIMENTS, IDENTITY], metavar="experiment", help="default: all"
+    )
     parser.add_argument("--smoke", action="store_true", help="a form of seconds; writes nothing but into --work")
     parser.add_argument("--work", type=Path, default=Path("learning-out"), help="folder of references (learning-out)")
     return parser

@@ -74,7 +74,7 @@ def _cnn(width: int) -> Model:
 
 LEARNER, ONLINE = _cnn(32), _cnn(8)
 
-CLEAN_REFERENCE = Reference(_cnn(8), "clean", updates=1_000, learning_rate=3e-3)
+CLEAN_REFERENCE = Reference(_cnn(8), "clean", updates=500, learning_rate=5e-3)
 
 LEARNABILITY = Selection(
     score="learnability", selector="softmax", temperature=1.0, ratio=5, online=ONLINE, online_learning_rate=3e-3,
@@ -118,15 +118,15 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         *_RATE_TRIALS,
         _trial(
             "trial-selection",
-            "Which temperature, reference, online learning rate and push interval?",
+            "Which temperature, reference and push interval?",
             _NOISY,
             {
                 UNIFORM: None,
                 "learnability": LEARNABILITY,
                 "temperature 0.5": replace(LEARNABILITY, temperature=0.5),
-                "reference of width 12": replace(LEARNABILITY, reference=replace(CLEAN_REFERENCE, model=_cnn(12))),
-                "reference trained for 500": replace(LEARNABILITY, reference=replace(CLEAN_REFERENCE, updates=500)),
-                "online at 1e-3": replace(LEARNABILITY, online_learning_rate=1e-3),
+                "reference trained for 1,000": replace(
+                    LEARNABILITY, reference=replace(CLEAN_REFERENCE, updates=1_000, learning_rate=3e-3)
+                ),
                 "pushed every 25": replace(LEARNABILITY, push_every=25),
             },
         ),

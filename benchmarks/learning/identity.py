@@ -1,7 +1,8 @@
-"""Whether the service's learnability with selector top_k is RHO-LOSS: the same selections from the same tensors."""
+"""`identity`: whether learnability with selector top_k is RHO-LOSS: the same selections from the same tensors."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ from benchmarks.learning import rho
 from benchmarks.learning.data import build
 from benchmarks.learning.data.parts import rows_of, take
 from benchmarks.learning.experiments import EXPERIMENTS
+from benchmarks.learning.ladder import made_on
 from benchmarks.learning.references import ReferenceKey, trained
 from benchmarks.learning.service import client_of_new_service
 from benchmarks.learning.settings import Training
 from benchmarks.learning.trainee import REGISTRY, Trainee, order
 from preceptor import RunSpec
 from preceptor_service.reference.objectives import objective_of
+
+FOUND = Path(__file__).resolve().parent / "results" / "identity.json"
+
+_SUPER_BATCHES = 100
 
 
 def compare(settings: Training, super_batches: int, work: Path) -> dict[str, Any]:
@@ -68,6 +74,23 @@ def compare(settings: Training, super_batches: int, work: Path) -> dict[str, Any
     return found
 
 
-def of(experiment: str = "noisy-labels") -> Training:
-    """Returns the settings whose data, models and sizes are compared on."""
-    return EXPERIMENTS[experiment].training("learnability", 1.0, 0)
+def run(is_smoke: bool, work: Path) -> dict[str, Any]:
+    """Compares on the data, models and sizes of `noisy-labels`, and keeps what came of it unless it is a smoke run."""
+    experiment = EXPERIMENTS["noisy-labels"]
+    if is_smoke:
+        return compare(experiment.smoke().training("learnability", 1.0, 0), 3, work)
+    found = compare(experiment.training("learnability", 1.0, 0), _SUPER_BATCHES, work) | {"made_on": made_on()}
+    FOUND.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """Returns what was found, in Markdown."""
+    count = found["super_batches"]
+    return "\n".join(
+        (
+            "| super-batches | same sub-batch | in the same order | largest difference of two scores |",
+            "|---|---|---|---|",
+            f"| {count} | {found['equal_sets']} | {found['equal_orders']} | {found['largest_difference']:.1e} |",
+        )
+    )

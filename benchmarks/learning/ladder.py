@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.learning.settings import Training, digest, plain
 
 
@@ -33,15 +35,24 @@ class Results:
         """Returns what came of a run, or None where it was not done."""
         return self._runs.get(digest(settings))
 
-    def add(self, settings: Training, outcome: dict[str, Any], made_on: dict[str, Any]) -> None:
+    def add(self, settings: Training, outcome: dict[str, Any]) -> None:
         """Appends a finished run, durably."""
-        run = {"digest": digest(settings), "settings": plain(settings), **outcome, "made_on": made_on}
+        run = {"digest": digest(settings), "settings": plain(settings), **outcome, "made_on": made_on()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(run) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._runs[run["digest"]] = run
+
+
+def made_on() -> dict[str, Any]:
+    """Returns the commit, the day and the hardware of now."""
+    return {
+        "commit": machine.commit(),
+        "at": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "hardware": machine.hardware(),
+    }
 
 
 def missing(wanted: Iterable[Training], results: Results) -> list[Training]:
@@ -53,7 +64,6 @@ def climb(
     wanted: Iterable[Training],
     results: Results,
     train: Callable[[Training], dict[str, Any]],
-    made_on: Callable[[], dict[str, Any]],
     watch: Callable[[int, int, Training, dict[str, Any] | None], None],
 ) -> None:
     """Does what is missing, one run after the other. A run that is broken off leaves nothing.
@@ -62,12 +72,11 @@ def climb(
         wanted: the runs.
         results: where finished ones are, and go to.
         train: does one.
-        made_on: tells commit and hardware of a run that just finished.
         watch: told number, count and settings of each run before it starts, with None, and after it, with its outcome.
     """
     left = missing(wanted, results)
     for number, settings in enumerate(left, start=1):
         watch(number, len(left), settings, None)
         outcome = train(settings)
-        results.add(settings, outcome, made_on())
+        results.add(settings, outcome)
         watch(number, len(left), settings, outcome)

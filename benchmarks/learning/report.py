@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning import pictures
+from benchmarks.learning import identity, pictures
 from benchmarks.learning.experiments import EXPERIMENTS, UNIFORM, Experiment
 from benchmarks.learning.ladder import Results
 from benchmarks.learning.verdict import Rung, Rungs, Verdict, interval, verdict
@@ -119,7 +120,8 @@ def write(results: Results) -> None:
         text = f"{text[:begin]}{table(experiment, results)}\n{text[end:]}"
         if len(experiment.arms) > 1 and is_whole(experiment, results):
             draw(experiment, results, PICTURES / f"learning-{experiment.name}.png")
-    PAGE.write_text(text)
+    begin, end = marked(text, "identity")
+    PAGE.write_text(f"{text[:begin]}{identity.table(json.loads(identity.FOUND.read_text()))}\n{text[end:]}")
 
 
 def draw(experiment: Experiment, results: Results, path: Path) -> None:
