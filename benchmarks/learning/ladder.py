@@ -14,19 +14,21 @@ from benchmarks.learning.settings import Training, digest, plain
 
 
 class Results:
-    """A file of finished runs. One process at a time writes it.
+    """A file of finished runs. Several processes may add to it.
 
-    A line is written whole or, where a kill cuts it off, is dropped by the next start: its run is done again.
+    A line is written in one piece. What a kill cut off is no run: the next one that is added ends it first.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._runs: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            lines = path.read_text().split("\n")
-            if lines[-1]:  # cut off
-                path.write_text("".join(f"{line}\n" for line in lines[:-1]))
-            self._runs = {run["digest"]: run for run in map(json.loads, filter(None, lines[:-1]))}
+        self.read()
+
+    def read(self) -> None:
+        """Reads what other processes added."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        runs = [run for run in map(_parsed, lines) if run is not None]
+        self._runs = {run["digest"]: run for run in runs}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._runs.values())
@@ -39,8 +41,10 @@ class Results:
         """Appends a finished run, durably."""
         run = {"digest": digest(settings), "settings": plain(settings), **outcome, "made_on": made_on()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(run) + "\n")
+        with self.path.open("a+") as file:
+            file.seek(max(0, file.tell() - 1))
+            begin = "" if file.read(1) in ("", "\n") else "\n"
+            file.write(f"{begin}{json.dumps(run)}\n")
             file.flush()
             os.fsync(file.fileno())
         self._runs[run["digest"]] = run
@@ -76,7 +80,18 @@ def climb(
     """
     left = missing(wanted, results)
     for number, settings in enumerate(left, start=1):
+        results.read()
+        if results.find(settings) is not None:  # another process did it meanwhile
+            continue
         watch(number, len(left), settings, None)
         outcome = train(settings)
         results.add(settings, outcome)
         watch(number, len(left), settings, outcome)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        run: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return run

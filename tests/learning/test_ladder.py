@@ -64,6 +64,20 @@ def test_a_line_that_a_kill_cut_off_is_done_again(tmp_path: Path) -> None:
     assert len(list(results)) == len(list(Results(path))) == len(RUNS)
 
 
+def test_what_another_process_did_meanwhile_is_not_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    trainer = Trainer()
+
+    def beside(number: int, count: int, settings: Training, outcome: dict[str, Any] | None) -> None:
+        if outcome is None and number == 1:
+            climbed(path, Trainer(), RUNS[2:])
+
+    climb(RUNS, Results(path), trainer, beside)
+
+    assert trainer.done == RUNS[:2]
+    assert missing(RUNS, Results(path)) == []
+
+
 def test_what_a_run_depends_on_tells_it_apart() -> None:
     run = EXPERIMENTS["noisy-labels"].training("learnability", 1.0, 0)
     assert run.selection is not None
