@@ -37,9 +37,9 @@ class Results:
         """Returns what came of a run, or None where it was not done."""
         return self._runs.get(digest(settings))
 
-    def add(self, settings: Training, outcome: dict[str, Any]) -> None:
-        """Appends a finished run, durably."""
-        run = {"digest": digest(settings), "settings": plain(settings), **outcome, "made_on": made_on()}
+    def add(self, settings: Training, outcome: dict[str, Any], here: dict[str, Any]) -> None:
+        """Appends a finished run and what it was made on, durably."""
+        run = {"digest": digest(settings), "settings": plain(settings), **outcome, "made_on": here}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+") as file:
             file.seek(max(0, file.tell() - 1))
@@ -78,14 +78,14 @@ def climb(
         train: does one.
         watch: told number, count and settings of each run before it starts, with None, and after it, with its outcome.
     """
-    left = missing(wanted, results)
+    left, here = missing(wanted, results), made_on()
     for number, settings in enumerate(left, start=1):
         results.read()
         if results.find(settings) is not None:  # another process did it meanwhile
             continue
         watch(number, len(left), settings, None)
         outcome = train(settings)
-        results.add(settings, outcome)
+        results.add(settings, outcome, here)
         watch(number, len(left), settings, outcome)
 
 

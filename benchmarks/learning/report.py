@@ -8,14 +8,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning import identity, pictures
+from benchmarks.learning import identity, pictures, prediction
 from benchmarks.learning.experiments import EXPERIMENTS, UNIFORM, Experiment
 from benchmarks.learning.ladder import Results
+from benchmarks.learning.settings import Training
 from benchmarks.learning.verdict import Rung, Rungs, Verdict, interval, verdict
 from benchmarks.machine import ROOT
 
 RUNS = Path(__file__).resolve().parent / "results" / "runs.jsonl"
 PAGE = ROOT / "docs" / "results.md"
+_VERDICT = (
+    "fewer updates", "operations, of uniform's", "the same by the cost model", "processor seconds, of uniform's",
+    "better at the full budget",
+)  # fmt: skip
 PICTURES = ROOT / "docs" / "images"
 
 
@@ -52,7 +57,7 @@ def table(experiment: Experiment, results: Results) -> str:
         return "Not all of its runs are done."
     lines = list(_ladder(experiment, experiment.quality, results))
     if len(experiment.arms) > 1:
-        lines += ["", *_verdict(experiment, results)]
+        lines += ["", *_verdict(experiment, results), "", *_notes(experiment, results)]
     for quality in experiment.also:
         lines += ["", *_ladder(experiment, quality, results)]
     return "\n".join(lines)
@@ -65,32 +70,65 @@ def _ladder(experiment: Experiment, quality: str, results: Results) -> Iterator[
     yield f"|---|{'---|' * len(budgets)}"
     for arm in experiment.arms:
         by_seed = [rungs(experiment, arm, seed, results, quality) for seed in experiment.seeds]
-        yield f"| {arm} | {' | '.join(_qualities(by_seed, budget) for budget in budgets)} |"
+        yield f"| {arm} | {' | '.join(_qualities(quality, by_seed, budget) for budget in budgets)} |"
 
 
 def _updates(experiment: Experiment, budget: float) -> str:
     return f"{budget:.0%}: {round(experiment.base.updates * budget):,}"
 
 
-def _qualities(by_seed: Sequence[Rungs], budget: float) -> str:
+def _qualities(quality: str, by_seed: Sequence[Rungs], budget: float) -> str:
     values = [rung[budget].quality for rung in by_seed]
-    return f"{statistics.fmean(values):.2%} ({', '.join(f'{value * 100:.2f}' for value in values)})"
+    return f"{shown(quality, statistics.fmean(values))} ({', '.join(shown(quality, value) for value in values)})"
+
+
+def shown(quality: str, value: float, sign: str = "") -> str:
+    """Returns a number as its quality is read: shares in per cent, others as they are."""
+    return f"{value * 100:{sign}.2f} %" if quality.endswith("accuracy") else f"{value:{sign}.3f}"
 
 
 def _verdict(experiment: Experiment, results: Results) -> Iterator[str]:
-    yield "| arm, by seed | fewer updates | operations, of uniform's | processor seconds | at the full budget |"
-    yield "|---|---|---|---|---|"
+    yield f"| arm, {'by seed' if len(experiment.seeds) > 1 else 'one seed'} | {' | '.join(_VERDICT)} |"
+    yield f"|---|{'---|' * len(_VERDICT)}"
     for arm in experiment.arms:
         if arm != UNIFORM:
             found = verdicts(experiment, arm, results)
-            mean, half_width = interval([each.gain for each in found])
+            settings = experiment.training(arm, 1.0, experiment.seeds[0])
             cells = (
                 ", ".join("not reached" if each.reached_at is None else f"{each.fewer_updates:.0%}" for each in found),
                 _ratios([each.flops_ratio for each in found]),
+                _ratios([_predicted(settings, each) for each in found]),
                 _ratios([each.cpu_ratio for each in found]),
-                f"{mean * 100:+.2f} ± {half_width * 100:.2f} points",
+                _gain(experiment.quality, [each.gain for each in found]),
             )
             yield f"| {arm} | {' | '.join(cells)} |"
+
+
+def _notes(experiment: Experiment, results: Results) -> Iterator[str]:
+    """Says of each arm, at the full budget, what noise it trained on and how good its reference is."""
+    for arm in experiment.arms:
+        runs = [results.find(experiment.training(arm, 1.0, seed)) for seed in experiment.seeds]
+        found = [run for run in runs if run is not None]
+        noise = statistics.fmean(run["noise_share"] for run in found)
+        text = f"* {arm}: {noise:.0%} of what it trained on at the full budget was noise"
+        references = [run["reference_quality"] for run in found if run["reference_quality"] is not None]
+        if references:
+            own = statistics.fmean(quality[experiment.quality] for quality in references)
+            saving = prediction.break_even(experiment.training(arm, 1.0, experiment.seeds[0]))
+            text += (
+                f"; its reference by itself has {shown(experiment.quality, own)} on the validation part; the cost model"
+                f" asks for {saving:.0%} fewer updates to break even"
+            )
+        yield f"{text}."
+
+
+def _predicted(settings: Training, found: Verdict) -> float | None:
+    return None if found.reached_at is None else prediction.compute_ratio(settings, found.fewer_updates)
+
+
+def _gain(quality: str, gains: Sequence[float]) -> str:
+    mean, half_width = interval(gains)
+    return shown(quality, mean, "+") + (f" ± {shown(quality, half_width)}" if len(gains) > 1 else "")
 
 
 def _ratios(values: Sequence[float | None]) -> str:

@@ -21,7 +21,7 @@ from benchmarks.learning.settings import Training
 from benchmarks.learning.trainee import Trainee, flops_of_forward, order
 from preceptor_service.reference.objectives import objective_of
 
-_LOOKS = 8
+_LOOKS = 2
 """How often the learner is looked at on the validation part, the end included."""
 
 
