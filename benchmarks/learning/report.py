@@ -79,7 +79,8 @@ def _updates(experiment: Experiment, budget: float) -> str:
 
 def _qualities(quality: str, by_seed: Sequence[Rungs], budget: float) -> str:
     values = [rung[budget].quality for rung in by_seed]
-    return f"{shown(quality, statistics.fmean(values))} ({', '.join(shown(quality, value) for value in values)})"
+    each = ", ".join(shown(quality, value).removesuffix(" %") for value in values)
+    return shown(quality, statistics.fmean(values)) + (f" ({each})" if len(values) > 1 else "")
 
 
 def shown(quality: str, value: float, sign: str = "") -> str:

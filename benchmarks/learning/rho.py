@@ -27,5 +27,5 @@ def selected(
 
 
 def _losses(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    logits = model(images)
+    logits: torch.Tensor = model(images)
     return torch.logsumexp(logits, dim=1) - logits[torch.arange(len(labels)), labels]

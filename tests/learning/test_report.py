@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.learning import report
+from benchmarks.learning import prediction, report
 from benchmarks.learning.experiments import EXPERIMENTS, UNIFORM
 from benchmarks.learning.ladder import Results
 from benchmarks.learning.settings import plain
@@ -47,6 +47,17 @@ def test_trials_read_no_test_part_and_use_no_reported_seed() -> None:
     for trial in trials:
         assert trial.base.measured_on == "validation"
         assert not reported & set(trial.seeds)
+
+
+@pytest.mark.parametrize("experiment", ON_PAGE, ids=lambda experiment: experiment.name)
+def test_the_cost_model_predicts_what_was_counted_to_a_tenth(experiment, results) -> None:  # type: ignore[no-untyped-def]
+    for arm in set(experiment.arms) - {UNIFORM}:
+        for found in report.verdicts(experiment, arm, results):
+            if found.reached_at is not None:
+                settings = experiment.training(arm, 1.0, experiment.seeds[0])
+                assert prediction.compute_ratio(settings, found.fewer_updates) == pytest.approx(
+                    found.flops_ratio, rel=0.1
+                )
 
 
 def test_every_committed_run_names_commit_and_hardware_and_no_host_or_path(results: Results) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.learning import __main__ as command
+from benchmarks.learning import report
 from benchmarks.learning.experiments import EXPERIMENTS
 
 pytestmark = pytest.mark.usefixtures("fashion_mnist")
@@ -19,7 +20,7 @@ def test_the_short_form_of_an_experiment_gives_its_tables(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    before = command.report.PAGE.read_text()
+    before = report.PAGE.read_text()
 
     assert command.main([name, "--smoke", "--work", str(tmp_path)]) == 0
 
@@ -30,4 +31,4 @@ def test_the_short_form_of_an_experiment_gives_its_tables(
     for arm in experiment.arms:
         assert re.search(rf"^\| {re.escape(arm)} \| \d+\.\d\d% ", printed, re.MULTILINE)
     assert {run["settings"]["measured_on"] for run in runs} == {"validation"}
-    assert command.report.PAGE.read_text() == before
+    assert report.PAGE.read_text() == before
