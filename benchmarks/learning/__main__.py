@@ -1,6 +1,6 @@
 """`python -m benchmarks.learning [experiment …]`: does what is missing of the experiments, and writes docs/results.md.
 
-Ctrl-C leaves at once and loses the run under way; the same command goes on.
+Ctrl-C leaves at once and loses the run under way; the same command goes on. Started several times, it shares the work.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = [run for experiment in chosen for run in experiment.runs()]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        climb(wanted, results, lambda run: train(run, options.work), _Watch(console))
+        climb(wanted, results, lambda run: train(run, options.work), options.work / "claims", _Watch(console))
         if IDENTITY in names:
             console.print(identity.table(identity.run(options.smoke, options.work)), markup=False)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.learning.claims import claimed
 from benchmarks.learning.settings import Training, digest, plain
 
 
@@ -68,25 +69,30 @@ def climb(
     wanted: Iterable[Training],
     results: Results,
     train: Callable[[Training], dict[str, Any]],
+    claims: Path,
     watch: Callable[[int, int, Training, dict[str, Any] | None], None],
 ) -> None:
-    """Does what is missing, one run after the other. A run that is broken off leaves nothing.
+    """Does what is missing, one run after the other, and leaves to other processes what they have begun.
+
+    A run that is broken off leaves nothing. Several processes share the work where all have the same `claims`.
 
     Args:
         wanted: the runs.
         results: where finished ones are, and go to.
         train: does one.
+        claims: directory of what is under way.
         watch: told number, count and settings of each run before it starts, with None, and after it, with its outcome.
     """
     left, here = missing(wanted, results), made_on()
     for number, settings in enumerate(left, start=1):
-        results.read()
-        if results.find(settings) is not None:  # another process did it meanwhile
-            continue
-        watch(number, len(left), settings, None)
-        outcome = train(settings)
-        results.add(settings, outcome, here)
-        watch(number, len(left), settings, outcome)
+        with claimed(claims / f"{digest(settings)}.lock", waits=False) as is_ours:
+            results.read()
+            if not is_ours or results.find(settings) is not None:
+                continue
+            watch(number, len(left), settings, None)
+            outcome = train(settings)
+            results.add(settings, outcome, here)
+            watch(number, len(left), settings, outcome)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

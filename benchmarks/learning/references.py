@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.learning.claims import claimed
 from benchmarks.learning.cost import Cost, CpuClock
 from benchmarks.learning.data import Parts
 from benchmarks.learning.data.parts import Examples, rows_of, take
@@ -67,10 +68,10 @@ class Trained:
 def trained(key: ReferenceKey, parts: Parts, work: Path) -> Trained:
     """Returns the reference, trained now unless it lies in `work` from before. Blocking."""
     directory = work / f"reference-{digest(key)}"
-    if not (directory / _COSTS).exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / _COSTS).with_suffix(".partial").write_text(json.dumps(_train(key, parts, directory)))
-        (directory / _COSTS).with_suffix(".partial").rename(directory / _COSTS)
+    with claimed(directory / "lock", waits=True):
+        if not (directory / _COSTS).exists():
+            (directory / _COSTS).with_suffix(".partial").write_text(json.dumps(_train(key, parts, directory)))
+            (directory / _COSTS).with_suffix(".partial").rename(directory / _COSTS)
     costs = json.loads((directory / _COSTS).read_text())
     return Trained(
         state=load_file(directory / _WEIGHTS),

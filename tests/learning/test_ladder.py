@@ -31,7 +31,7 @@ class Trainer:
 
 def climbed(path: Path, trainer: Trainer, runs: list[Training] = RUNS) -> Results:
     results = Results(path)
-    climb(runs, results, trainer, lambda *_: None)
+    climb(runs, results, trainer, path.with_name("claims"), lambda *_: None)
     return results
 
 
@@ -72,10 +72,24 @@ def test_what_another_process_did_meanwhile_is_not_done_again(tmp_path: Path) ->
         if outcome is None and number == 1:
             climbed(path, Trainer(), RUNS[2:])
 
-    climb(RUNS, Results(path), trainer, beside)
+    climb(RUNS, Results(path), trainer, tmp_path / "claims", beside)
 
     assert trainer.done == RUNS[:2]
     assert missing(RUNS, Results(path)) == []
+
+
+def test_what_another_process_has_begun_is_left_to_it(tmp_path: Path) -> None:
+    trainer, beside = Trainer(), Trainer()
+
+    def while_training(settings: Training) -> dict[str, Any]:
+        if settings == RUNS[1]:
+            climbed(tmp_path / "runs.jsonl", beside)
+        return trainer(settings)
+
+    climb(RUNS, Results(tmp_path / "runs.jsonl"), while_training, tmp_path / "claims", lambda *_: None)
+
+    assert beside.done == RUNS[2:]
+    assert trainer.done == RUNS[:2]
 
 
 def test_what_a_run_depends_on_tells_it_apart() -> None:

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from benchmarks.learning.data.parts import IS_NOISE, Examples, Parts
 
-VOCABULARY = 96
-CONTEXT = 32
+VOCABULARY = 64
+CONTEXT = 24
 
-_TOPICS = 6
-_SUCCESSORS = 6
+_TOPICS = 2
+_SUCCESSORS = 4
 _LANGUAGE_SEED = 20_231
 """The language is one, whatever the seed of the documents."""
 
