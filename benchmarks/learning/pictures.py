@@ -20,13 +20,14 @@ _COLOURS = ("#6b7280", "#0f62fe", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#
 _INK = "#1f2937"
 
 
-def save(title: str, updates: int, arms: Arms, path: Path) -> None:
+def save(title: str, quality: str, updates: int, arms: Arms, path: Path) -> None:
     """Draws an experiment into a PNG, making its folder.
 
     Points are runs, each trained for its own budget; lines join the means over seeds.
 
     Args:
         title: the question.
+        quality: what "better" is; an accuracy is shown in per cent.
         updates: the full budget.
         arms: the control first, whose colour is grey.
         path: of the picture.
@@ -48,7 +49,9 @@ def save(title: str, updates: int, arms: Arms, path: Path) -> None:
         axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=_INK)
-    left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    if quality.endswith("accuracy"):
+        left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    left.set_ylabel(quality.replace("_", " "), color=_INK)
     right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     left.legend(loc="lower right", frameon=False)
     figure.suptitle(title, color=_INK, fontsize=11, x=0.01, ha="left")

@@ -166,4 +166,4 @@ def write(results: Results) -> None:
 def draw(experiment: Experiment, results: Results, path: Path) -> None:
     """Draws an experiment; needs all of it."""
     arms = {arm: [rungs(experiment, arm, seed, results) for seed in experiment.seeds] for arm in experiment.arms}
-    pictures.save(experiment.question, experiment.base.updates, arms, path)
+    pictures.save(experiment.question, experiment.quality, experiment.base.updates, arms, path)

@@ -20,9 +20,9 @@ _SIZES = {"pool": 40_000, "clean": 4_000, "validation": 1_000, "test": 2_000}
 
 
 def garbled_documents(seed: int, share: float, limit: int | None = None) -> Parts:
-    """Returns a pool of 40,000 documents of 32 words, of which `share` have their words in random order.
+    """Returns a pool of 40,000 documents of 24 words, of which `share` have their words in random order.
 
-    A document has one of six topics, never named: in each topic a word has six possible successors, of falling
+    A document has one of two topics, never named: in each topic a word has four possible successors, of falling
     likelihood. So a model learns which words follow which, and to guess the topic from what it has read.
 
     Args:
@@ -49,7 +49,7 @@ def garbled_documents(seed: int, share: float, limit: int | None = None) -> Part
 
 
 def language() -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Returns the possible successors, `[topics, words, 6]`, and the likelihood of each, `[6]`."""
+    """Returns the possible successors, `[topics, words, 4]`, and the likelihood of each, `[4]`."""
     rng = np.random.default_rng(_LANGUAGE_SEED)
     successors = np.stack(
         [np.stack([rng.permutation(VOCABULARY)[:_SUCCESSORS] for _ in range(VOCABULARY)]) for _ in range(_TOPICS)]
