@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from benchmarks.learning.data.parts import Examples, rows_of, take
+from preceptor_service.tasks import task_named
 from preceptor_service.tasks.task import input_columns
 
 _ROWS = 1_000
@@ -24,7 +26,14 @@ def accuracy(model: nn.Module, examples: Examples) -> dict[str, float]:
     return {"accuracy": float(is_right.float().mean()), "worst_class_accuracy": min(by_class)}
 
 
-MEASURES: Mapping[str, Measure] = {"classification": accuracy}
+def likelihood(model: nn.Module, examples: Examples) -> dict[str, float]:
+    """Returns minus the mean next-token loss, in nats, and the perplexity, which is better where it is smaller."""
+    task = task_named("causal_lm")
+    loss = float(torch.cat([task.loss(model, batch) for batch in _batches(examples)]).mean())
+    return {"log_likelihood": -loss, "perplexity": math.exp(loss)}
+
+
+MEASURES: Mapping[str, Measure] = {"classification": accuracy, "causal_lm": likelihood}
 """By task."""
 
 

@@ -1,4 +1,4 @@
-"""The pool has what is wrong with it, and nothing of it is in the other pieces."""
+"""The pools have what is wrong with them, and nothing of a pool is in the other pieces."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from benchmarks.learning.settings import Data
 
 pytestmark = pytest.mark.usefixtures("fashion_mnist")
 
-NOISY = Data("noisy_labels", {"share": 0.5})
+BUILT = {
+    "noisy_labels": Data("noisy_labels", {"share": 0.5}),
+    "imbalanced": Data("imbalanced", {"rare_classes": 5, "keep": 0.1}),
+    "irrelevant": Data("irrelevant", {"share": 0.5}),
+}
+
+
+@pytest.fixture(scope="module", params=BUILT)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def parts(fashion_mnist: None) -> Parts:
-    return build(NOISY, seed=3)
+def parts(name: str, fashion_mnist: None) -> Parts:
+    return build(BUILT[name], seed=3)
 
 
 def test_pieces_are_disjoint_and_ids_are_unique(parts: Parts) -> None:
@@ -28,20 +37,39 @@ def test_pieces_are_disjoint_and_ids_are_unique(parts: Parts) -> None:
     assert list(map(len, ids[1:])) == [5_000, 5_000, 10_000]
 
 
-def test_the_same_seed_gives_the_same_pool_and_another_seed_another(parts: Parts) -> None:
-    again, other = build(NOISY, seed=3).pool, build(NOISY, seed=4).pool
+def test_the_same_seed_gives_the_same_pool_and_another_seed_another(name: str, parts: Parts) -> None:
+    again, other = build(BUILT[name], seed=3).pool, build(BUILT[name], seed=4).pool
 
     assert all(torch.equal(parts.pool[column], again[column]) for column in parts.pool)
     assert not torch.equal(parts.pool["example_id"], other["example_id"])
 
 
-def test_half_of_the_noisy_pool_has_a_wrong_label_and_the_rest_the_right_one(parts: Parts) -> None:
-    noisy, clean = parts.pool, build(Data("noisy_labels", {"share": 0.0}), seed=3).pool
+def test_half_of_the_noisy_pool_has_a_wrong_label_and_the_rest_the_right_one(fashion_mnist: None) -> None:
+    noisy, clean = (build(Data("noisy_labels", {"share": share}), seed=3).pool for share in (0.5, 0.0))
 
     assert torch.equal(noisy["example_id"], clean["example_id"])
     assert torch.equal(noisy["label"] != clean["label"], noisy[IS_NOISE])
     assert float(noisy[IS_NOISE].float().mean()) == 0.5
     assert not clean[IS_NOISE].any()
+
+
+def test_rare_classes_are_a_tenth_as_frequent(fashion_mnist: None) -> None:
+    counts = torch.bincount(build(BUILT["imbalanced"], seed=3).pool["label"])
+
+    assert float(counts[:5].sum() / counts[5:].sum()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_half_of_the_irrelevant_pool_are_garments_with_their_labels(fashion_mnist: None) -> None:
+    mixed, clean = build(BUILT["irrelevant"], seed=3).pool, build(Data("noisy_labels", {"share": 0.0}), seed=3).pool
+    is_garment = ~mixed[IS_NOISE]
+
+    assert float(is_garment.float().mean()) == 0.5
+    assert torch.equal(mixed["image"][is_garment], clean["image"][is_garment])
+    assert torch.equal(mixed["label"][is_garment], clean["label"][is_garment])
+    # The same pixels, elsewhere.
+    sums = [pool["image"][mixed[IS_NOISE]].sum((1, 2, 3), dtype=torch.int64) for pool in (mixed, clean)]
+    assert torch.equal(*sums)
+    assert (mixed["image"] != clean["image"])[mixed[IS_NOISE]].any((1, 2, 3)).all()
 
 
 def test_a_limit_keeps_the_first_of_each_piece() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from benchmarks.learning.data import images
+from benchmarks.learning.data import corpus, images
 from benchmarks.learning.data.parts import Examples, Parts
 from benchmarks.learning.settings import Data
 
@@ -12,6 +12,9 @@ __all__ = ["BUILDERS", "Examples", "Parts", "build"]
 
 BUILDERS: Mapping[str, Callable[..., Parts]] = {
     "noisy_labels": images.noisy_labels,
+    "garbled_documents": corpus.garbled_documents,
+    "imbalanced": images.imbalanced,
+    "irrelevant": images.irrelevant,
 }
 """Name → `f(seed, **options)`."""
 

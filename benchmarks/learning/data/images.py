@@ -1,4 +1,4 @@
-"""Pools made of Fashion-MNIST."""
+"""Pools made of Fashion-MNIST, one builder for each thing that is wrong with a pool."""
 
 from __future__ import annotations
 
@@ -30,6 +30,33 @@ def noisy_labels(seed: int, share: float, limit: int | None = None) -> Parts:
     is_wrong = rng.permutation(len(pool)) < round(share * len(pool))
     label = np.where(is_wrong, (pool.label + rng.integers(1, NUM_CLASSES, len(pool))) % NUM_CLASSES, pool.label)
     return _parts(Images(pool.image, label, pool.example_id), is_wrong, clean, validation, limit)
+
+
+def imbalanced(seed: int, rare_classes: int, keep: float, limit: int | None = None) -> Parts:
+    """Returns a pool in which the first `rare_classes` classes have only `keep` of their garments; labels are right.
+
+    Clean, validation and test part stay balanced. `is_noise` marks the frequent classes' surplus: nothing.
+    Arguments and errors as `noisy_labels`.
+    """
+    rng, pool, clean, validation = _pieces(seed)
+    stays = (pool.label >= rare_classes) | (rng.random(len(pool)) < keep)
+    rare_pool = pool.take(np.flatnonzero(stays))
+    return _parts(rare_pool, np.zeros(len(rare_pool), np.bool_), clean, validation, limit)
+
+
+def irrelevant(seed: int, share: float, limit: int | None = None) -> Parts:
+    """Returns a pool of which `share` are no garments: pixels of a garment in random order, with a random label.
+
+    Arguments and errors as `noisy_labels`.
+    """
+    rng, pool, clean, validation = _pieces(seed)
+    is_foreign = rng.permutation(len(pool)) < round(share * len(pool))
+    image, label = pool.image.copy(), pool.label.copy()
+    foreign = np.flatnonzero(is_foreign)
+    flat = image[foreign].reshape(len(foreign), -1)
+    image[foreign] = rng.permuted(flat, axis=1).reshape(image[foreign].shape)
+    label[foreign] = rng.integers(0, NUM_CLASSES, len(foreign))
+    return _parts(Images(image, label, pool.example_id), is_foreign, clean, validation, limit)
 
 
 @lru_cache(maxsize=2)
