@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.learning.data.corpus import CONTEXT, VOCABULARY
+from benchmarks.learning.data import corpus, scenes
 from benchmarks.learning.settings import Data, Model, Reference, Selection, Split, Training
 
 BUDGETS = (1.0, 0.75, 0.5, 0.35, 0.25)
 """Shares of the uniform budget that every arm is trained for."""
+
+_THREE_BUDGETS = (1.0, 0.5, 0.25)
+"""For ablations, which are many."""
 
 SEEDS = (0, 1, 2)
 UNIFORM = "uniform"
@@ -90,6 +93,11 @@ def _images(builder: str, options: Mapping[str, Any], measured_on: Split = "test
     )  # fmt: skip
 
 
+def _scored_by(width: int) -> Selection:
+    """Returns learnability with an online model and a reference of that width."""
+    return replace(LEARNABILITY, online=_cnn(width), reference=replace(CLEAN_REFERENCE, model=_cnn(width)))
+
+
 _IN_DOMAIN = replace(LEARNABILITY, reference=replace(CLEAN_REFERENCE, trained_on="pool"))
 
 TRIAL_SEEDS = (100,)
@@ -119,8 +127,9 @@ _RATE_TRIALS = tuple(
 def _gpt2(width: int, heads: int) -> Model:
     """Returns a decoder of one layer, without dropout."""
     config = {
-        "model_type": "gpt2", "vocab_size": VOCABULARY, "context_length": CONTEXT, "n_embd": width, "n_layer": 1,
-        "n_head": heads, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0,
+        "model_type": "gpt2", "vocab_size": corpus.VOCABULARY, "context_length": corpus.CONTEXT, "n_embd": width,
+        "n_layer": 1, "n_head": heads, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
     return Model("causal_lm", config)
 
@@ -137,6 +146,24 @@ _SEQUENCE_LEARNABILITY = Selection(
     online_learning_rate=2e-2, push_every=10,
     reference=Reference(_SMALL_DECODER, "clean", updates=300, learning_rate=2e-2),
 )  # fmt: skip
+
+
+def _dual_encoder(width: int) -> Model:
+    config = {"width": width, "vocab_size": scenes.VOCABULARY, "context_length": scenes.CONTEXT}
+    return Model("strided_dual_encoder", config)
+
+
+def _captions(contrast: str) -> Training:
+    return Training(
+        task="image_text", data=Data("mismatched_captions", {"share": 0.5}), learner=_dual_encoder(32),
+        learning_rate=1e-3, updates=1_000, sub_batch_size=64, selection=None, seed=0, measured_on="test",
+        contrast=contrast,
+    )  # fmt: skip
+
+
+_CAPTION_LEARNABILITY = replace(
+    LEARNABILITY, temperature=0.1, online=_dual_encoder(8), reference=replace(CLEAN_REFERENCE, model=_dual_encoder(8))
+)
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     experiment.name: experiment
@@ -181,6 +208,13 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             {UNIFORM: None, "learnability": LEARNABILITY},
             also=("worst_class_accuracy",),
         ),
+        Experiment(
+            "irrelevant",
+            "Half of the pool's images are no garments at all, with random labels.",
+            _images("irrelevant", {"share": 0.5}),
+            {UNIFORM: None, "learnability": LEARNABILITY},
+            also=("worst_class_accuracy",),
+        ),
         _trial(
             "trial-sequences",
             "Which temperature where losses are means over a document's words?",
@@ -201,12 +235,74 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             quality="log_likelihood",
             also=("perplexity",),
         ),
+        *(
+            _trial(
+                f"trial-captions-{contrast}",
+                "Which temperature where losses are cosines?",
+                _captions(contrast),
+                {
+                    UNIFORM: None,
+                    "learnability": _CAPTION_LEARNABILITY,
+                    "temperature 0.2": replace(_CAPTION_LEARNABILITY, temperature=0.2),
+                    "temperature 0.05": replace(_CAPTION_LEARNABILITY, temperature=0.05),
+                },
+                "zero_shot_accuracy",
+            )
+            for contrast in ("softmax", "sigmoid")
+        ),
+        *(
+            Experiment(
+                f"captions-{contrast}",
+                f"Half of the captions are another scene's; a dual encoder with the {contrast} loss.",
+                _captions(contrast),
+                {UNIFORM: None, "learnability": _CAPTION_LEARNABILITY},
+                quality="zero_shot_accuracy",
+                also=("recall_at_1",),
+            )
+            for contrast in ("softmax", "sigmoid")
+        ),
         Experiment(
-            "irrelevant",
-            "Half of the pool's images are no garments at all, with random labels.",
-            _images("irrelevant", {"share": 0.5}),
-            {UNIFORM: None, "learnability": LEARNABILITY},
-            also=("worst_class_accuracy",),
+            "scaling",
+            "Online models and references from 0.6 % to 52 % of the learner's operations.",
+            _NOISY,
+            {UNIFORM: None, **{f"width {width}": _scored_by(width) for width in (2, 4, 8, 16, 23)}},
+        ),
+        Experiment(
+            "ablation-rule",
+            "What a candidate is scored by: both losses, or one of them; and the best instead of a draw.",
+            _NOISY,
+            {
+                UNIFORM: None,
+                "learnability": LEARNABILITY,
+                "RHO: learnability, top-k": replace(LEARNABILITY, selector="top_k"),
+                "hard learner": replace(LEARNABILITY, score="hard_learner", reference=None),
+                "easy reference": replace(LEARNABILITY, score="easy_reference", online=None),
+            },
+            _THREE_BUDGETS,
+        ),
+        Experiment(
+            "ablation-temperature",
+            "How sharply is drawn.",
+            _NOISY,
+            {UNIFORM: None, **{f"τ = {each:g}": replace(LEARNABILITY, temperature=each) for each in (0.3, 1.0, 3.0)}},
+            _THREE_BUDGETS,
+        ),
+        Experiment(
+            "ablation-ratio",
+            "How many candidates for each example that is selected.",
+            _NOISY,
+            {UNIFORM: None, **{f"B/b = {ratio}": replace(LEARNABILITY, ratio=ratio) for ratio in (2, 5, 10)}},
+            _THREE_BUDGETS,
+        ),
+        Experiment(
+            "ablation-staleness",
+            "How old the online model's weights may get before they are pushed again.",
+            _NOISY,
+            {
+                UNIFORM: None,
+                **{f"pushed every {each}": replace(LEARNABILITY, push_every=each) for each in (1, 10, 50, 200, 500)},
+            },
+            _THREE_BUDGETS,
         ),
     )
 }

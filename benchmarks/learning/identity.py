@@ -13,7 +13,7 @@ from benchmarks.learning.data import build
 from benchmarks.learning.data.parts import rows_of, take
 from benchmarks.learning.experiments import EXPERIMENTS
 from benchmarks.learning.ladder import made_on
-from benchmarks.learning.references import ReferenceKey, trained
+from benchmarks.learning.references import reference_key, trained
 from benchmarks.learning.service import client_of_new_service
 from benchmarks.learning.settings import Training
 from benchmarks.learning.trainee import REGISTRY, Trainee, order
@@ -40,12 +40,12 @@ def compare(settings: Training, super_batches: int, work: Path) -> dict[str, Any
     if selection is None or selection.online is None or selection.reference is None:
         raise ValueError("RHO's rule needs an online model and a reference; name a selected arm that has both")
     parts = build(settings.data, settings.seed)
-    key = ReferenceKey(settings.task, settings.data, selection.reference, settings.sub_batch_size, settings.seed)
+    key = reference_key(settings, selection.reference)
     reference = trained(key, parts, work)
     holdout_model = REGISTRY.build(selection.reference.model.architecture, selection.reference.model.config)
     holdout_model.load_state_dict(reference.state)
     online = Trainee(
-        selection.online, objective_of(settings.task, "softmax"), super_batches, selection.online_learning_rate,
+        selection.online, objective_of(settings.task, settings.contrast), super_batches, selection.online_learning_rate,
         settings.seed + 1_000,
     )  # fmt: skip
     spec = RunSpec(

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 
 from benchmarks.learning.data.parts import Examples, rows_of, take
+from benchmarks.learning.data.scenes import PAIR, PAIRS, captions
+from preceptor_service.scoring.update_losses import embeddings
 from preceptor_service.tasks import task_named
 from preceptor_service.tasks.task import input_columns
 
@@ -33,8 +37,38 @@ def likelihood(model: nn.Module, examples: Examples) -> dict[str, float]:
     return {"log_likelihood": -loss, "perplexity": math.exp(loss)}
 
 
-MEASURES: Mapping[str, Measure] = {"classification": accuracy, "causal_lm": likelihood}
+def zero_shot(model: nn.Module, examples: Examples) -> dict[str, float]:
+    """Returns how often a scene is nearest to the caption of its own two garments, among the captions of all pairs.
+
+    `recall_at_1` turns it round: how often a caption's nearest scene, of one scene of each pair, has its garments; mean
+    over as many such galleries as there are scenes of the rarest pair.
+    """
+    pairs = examples[PAIR]
+    prompts = captions(np.arange(PAIRS), np.zeros(PAIRS, np.int64))
+    told = {**prompts, "image": examples["image"][:1].expand(PAIRS, *examples["image"].shape[1:])}
+    wanted = embeddings(model, told)[1]
+    scenes = torch.cat([embeddings(model, batch)[0] for batch in _batches(examples)])
+    likeness = normalize(scenes, dim=1) @ normalize(wanted, dim=1).T
+    return {
+        "zero_shot_accuracy": float((likeness.argmax(1) == pairs).float().mean()),
+        "recall_at_1": _recall(likeness, pairs),
+    }
+
+
+def _recall(likeness: torch.Tensor, pairs: torch.Tensor) -> float:
+    """Returns the share of captions, `[scenes, captions]` by columns, whose nearest scene of a gallery is of theirs."""
+    there = torch.unique(pairs)
+    scenes_of = [torch.nonzero(pairs == pair).flatten() for pair in there]
+    galleries = [torch.stack(scenes) for scenes in zip(*scenes_of, strict=False)]
+    hits = [likeness[gallery][:, there].argmax(0) == torch.arange(len(there)) for gallery in galleries]
+    return float(torch.cat(hits).float().mean())
+
+
+MEASURES: Mapping[str, Measure] = {"classification": accuracy, "causal_lm": likelihood, "image_text": zero_shot}
 """By task."""
+
+SHARES = frozenset({"accuracy", "worst_class_accuracy", "zero_shot_accuracy", "recall_at_1"})
+"""Qualities that are shares, from 0 to 1."""
 
 
 def measure(task: str, model: nn.Module, examples: Examples) -> dict[str, float]:

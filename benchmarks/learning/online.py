@@ -30,7 +30,7 @@ class OnlineModel:
         selection = settings.selection
         if selection is None or selection.online is None:
             return None
-        objective = objective_of(settings.task, "softmax")
+        objective = objective_of(settings.task, settings.contrast)
         # Other initial weights than the learner's.
         trainee = Trainee(
             selection.online, objective, settings.updates, selection.online_learning_rate, settings.seed + 1_000

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from benchmarks.learning.measures import SHARES
 from benchmarks.learning.verdict import Rung, Rungs
 
 Arms = Mapping[str, Sequence[Rungs]]
@@ -27,7 +28,7 @@ def save(title: str, quality: str, updates: int, arms: Arms, path: Path) -> None
 
     Args:
         title: the question.
-        quality: what "better" is; an accuracy is shown in per cent.
+        quality: what "better" is; a share is shown in per cent.
         updates: the full budget.
         arms: the control first, whose colour is grey.
         path: of the picture.
@@ -49,7 +50,7 @@ def save(title: str, quality: str, updates: int, arms: Arms, path: Path) -> None
         axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=_INK)
-    if quality.endswith("accuracy"):
+    if quality in SHARES:
         left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     left.set_ylabel(quality.replace("_", " "), color=_INK)
     right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

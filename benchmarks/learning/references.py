@@ -18,7 +18,7 @@ from benchmarks.learning.data import Parts
 from benchmarks.learning.data.parts import Examples, rows_of, take
 from benchmarks.learning.measures import measure
 from benchmarks.learning.models import ARCHITECTURES
-from benchmarks.learning.settings import Data, Model, Reference, digest
+from benchmarks.learning.settings import Data, Model, Reference, Training, digest
 from benchmarks.learning.trainee import REGISTRY, Trainee, flops_of_forward, order
 from preceptor_service.reference.losses_job import build_losses, score_here
 from preceptor_service.reference.objectives import objective_of
@@ -38,10 +38,18 @@ class ReferenceKey:
     """What a reference depends on."""
 
     task: str
+    contrast: str
     data: Data
     reference: Reference
     sub_batch_size: int
     seed: int
+
+
+def reference_key(settings: Training, reference: Reference) -> ReferenceKey:
+    """Returns what the reference of a run depends on."""
+    return ReferenceKey(
+        settings.task, settings.contrast, settings.data, reference, settings.sub_batch_size, settings.seed
+    )
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ def _train(key: ReferenceKey, parts: Parts, directory: Path) -> dict[str, Any]:
     clock = CpuClock()
     # The seed is none of the learner's or the online model's.
     trainee = Trainee(
-        settings.model, objective_of(key.task, "softmax"), settings.updates, settings.learning_rate, key.seed + 2_000
+        settings.model, objective_of(key.task, key.contrast), settings.updates, settings.learning_rate, key.seed + 2_000
     )
     for rows in order(rows_of(examples), key.sub_batch_size, settings.updates, key.seed + 2_000):
         trainee.update(take(examples, rows))

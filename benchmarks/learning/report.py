@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning import identity, pictures, prediction
+from benchmarks.learning import identity, measures, pictures, prediction
 from benchmarks.learning.experiments import EXPERIMENTS, UNIFORM, Experiment
 from benchmarks.learning.ladder import Results
 from benchmarks.learning.settings import Training
@@ -85,7 +85,7 @@ def _qualities(quality: str, by_seed: Sequence[Rungs], budget: float) -> str:
 
 def shown(quality: str, value: float, sign: str = "") -> str:
     """Returns a number as its quality is read: shares in per cent, others as they are."""
-    return f"{value * 100:{sign}.2f} %" if quality.endswith("accuracy") else f"{value:{sign}.3f}"
+    return f"{value * 100:{sign}.2f} %" if quality in measures.SHARES else f"{value:{sign}.3f}"
 
 
 def _verdict(experiment: Experiment, results: Results) -> Iterator[str]:

@@ -95,6 +95,7 @@ class Training:
         selection: None: uniform, without any service: the control pays for nothing but its updates.
         seed: of data, initial weights, order and draws.
         measured_on: `"test"` for what is reported; `"validation"` where settings are chosen, and no test is read.
+        contrast: the contrastive loss of an image_text run: `"softmax"` or `"sigmoid"`; others have none.
     """
 
     task: str
@@ -106,6 +107,7 @@ class Training:
     selection: Selection | None
     seed: int
     measured_on: Split
+    contrast: str = "softmax"
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from benchmarks.learning.data import Parts, build
 from benchmarks.learning.data.parts import IS_NOISE, Examples, rows_of, take
 from benchmarks.learning.measures import measure
 from benchmarks.learning.online import OnlineModel
-from benchmarks.learning.references import ReferenceKey, Trained, trained
+from benchmarks.learning.references import Trained, reference_key, trained
 from benchmarks.learning.selecting import selected
 from benchmarks.learning.settings import Training
 from benchmarks.learning.trainee import Trainee, flops_of_forward, order
@@ -44,11 +44,10 @@ def train(settings: Training, work: Path) -> dict[str, Any]:
     selection = settings.selection
     reference = None
     if selection is not None and selection.reference is not None:
-        key = ReferenceKey(settings.task, settings.data, selection.reference, settings.sub_batch_size, settings.seed)
-        reference = trained(key, parts, work)
+        reference = trained(reference_key(settings, selection.reference), parts, work)
     with ExitStack() as stack:
         learner = Trainee(
-            settings.learner, objective_of(settings.task, "softmax"), settings.updates, settings.learning_rate,
+            settings.learner, objective_of(settings.task, settings.contrast), settings.updates, settings.learning_rate,
             settings.seed,
         )  # fmt: skip
         online = OnlineModel.of(settings)

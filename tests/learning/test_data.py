@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.learning.data import Parts, build
 from benchmarks.learning.data.parts import IS_NOISE, rows_of
+from benchmarks.learning.data.scenes import PAIR
 from benchmarks.learning.settings import Data
 
 pytestmark = pytest.mark.usefixtures("fashion_mnist")
@@ -15,6 +16,7 @@ BUILT = {
     "noisy_labels": Data("noisy_labels", {"share": 0.5}),
     "imbalanced": Data("imbalanced", {"rare_classes": 5, "keep": 0.1}),
     "irrelevant": Data("irrelevant", {"share": 0.5}),
+    "mismatched_captions": Data("mismatched_captions", {"share": 0.5}),
 }
 
 
@@ -77,3 +79,35 @@ def test_a_limit_keeps_the_first_of_each_piece() -> None:
 
     assert rows_of(limited.pool) == rows_of(limited.test()) == 100
     assert torch.equal(whole.pool["image"][:100], limited.pool["image"])
+
+
+def test_half_of_the_captions_are_another_scenes_and_the_others_name_the_two_garments(fashion_mnist: None) -> None:
+    mismatched, right = (build(Data("mismatched_captions", {"share": share}), seed=3).pool for share in (0.5, 0.0))
+    is_noise = mismatched[IS_NOISE]
+    named = _garments_of(mismatched["input_ids"])
+
+    assert torch.equal(mismatched["image"], right["image"])
+    assert float(is_noise.float().mean()) == 0.5
+    assert torch.equal(_garments_of(right["input_ids"]), right[PAIR])
+    assert torch.equal(named[~is_noise], mismatched[PAIR][~is_noise])
+    # One caption in a hundred of another scene names the same two garments.
+    assert float((named[is_noise] == mismatched[PAIR][is_noise]).float().mean()) == pytest.approx(0.01, abs=0.005)
+    assert torch.equal(named[is_noise].sort().values, mismatched[PAIR][is_noise].sort().values)
+
+
+def test_a_scene_shows_its_garments_side_by_side(fashion_mnist: None) -> None:
+    scenes = build(Data("mismatched_captions", {"share": 0.0}), seed=3).pool
+    garments = build(Data("noisy_labels", {"share": 0.0}), seed=3).pool
+    narrow = garments["image"].float().reshape(-1, 1, 28, 14, 2).mean(-1).to(torch.uint8)
+
+    assert torch.equal(scenes["image"][..., :14], narrow)
+    assert torch.equal(scenes[PAIR] // 10, garments["label"])
+    left = torch.stack([narrow[garments["label"] == label].float().mean(0) for label in range(10)])
+    right = torch.stack([scenes["image"][scenes[PAIR] % 10 == label][..., 14:].float().mean(0) for label in range(10)])
+    assert float((left - right).abs().max()) < 1
+
+
+def _garments_of(input_ids: torch.Tensor) -> torch.Tensor:
+    """Returns the pair that each caption names: the ids of the ten garments are 1 to 10, and the left one is first."""
+    garments = [[token - 1 for token in row if 1 <= token <= 10] for row in input_ids.tolist()]
+    return torch.tensor([10 * left + right for left, right in garments])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from benchmarks.learning.data import corpus, images
+from benchmarks.learning.data import corpus, images, scenes
 from benchmarks.learning.data.parts import Examples, Parts
 from benchmarks.learning.settings import Data
 
@@ -15,6 +15,7 @@ BUILDERS: Mapping[str, Callable[..., Parts]] = {
     "garbled_documents": corpus.garbled_documents,
     "imbalanced": images.imbalanced,
     "irrelevant": images.irrelevant,
+    "mismatched_captions": scenes.mismatched_captions,
 }
 """Name → `f(seed, **options)`."""
 

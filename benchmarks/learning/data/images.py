@@ -26,7 +26,7 @@ def noisy_labels(seed: int, share: float, limit: int | None = None) -> Parts:
     Raises:
         DataMissingError: Fashion-MNIST is not on this machine.
     """
-    rng, pool, clean, validation = _pieces(seed)
+    rng, pool, clean, validation = pieces(seed)
     is_wrong = rng.permutation(len(pool)) < round(share * len(pool))
     label = np.where(is_wrong, (pool.label + rng.integers(1, NUM_CLASSES, len(pool))) % NUM_CLASSES, pool.label)
     return _parts(Images(pool.image, label, pool.example_id), is_wrong, clean, validation, limit)
@@ -38,7 +38,7 @@ def imbalanced(seed: int, rare_classes: int, keep: float, limit: int | None = No
     Clean, validation and test part stay balanced. `is_noise` marks the frequent classes' surplus: nothing.
     Arguments and errors as `noisy_labels`.
     """
-    rng, pool, clean, validation = _pieces(seed)
+    rng, pool, clean, validation = pieces(seed)
     stays = (pool.label >= rare_classes) | (rng.random(len(pool)) < keep)
     rare_pool = pool.take(np.flatnonzero(stays))
     return _parts(rare_pool, np.zeros(len(rare_pool), np.bool_), clean, validation, limit)
@@ -49,7 +49,7 @@ def irrelevant(seed: int, share: float, limit: int | None = None) -> Parts:
 
     Arguments and errors as `noisy_labels`.
     """
-    rng, pool, clean, validation = _pieces(seed)
+    rng, pool, clean, validation = pieces(seed)
     is_foreign = rng.permutation(len(pool)) < round(share * len(pool))
     image, label = pool.image.copy(), pool.label.copy()
     foreign = np.flatnonzero(is_foreign)
@@ -64,7 +64,12 @@ def _source(part: str, first_id: int) -> Images:
     return fashion_mnist(part, first_id)
 
 
-def _pieces(seed: int) -> tuple[np.random.Generator, Images, Images, Images]:
+def test_images() -> Images:
+    """Returns the 10,000 garments to test on; errors as `noisy_labels`."""
+    return _source("t10k", len(_source("train", 0)))
+
+
+def pieces(seed: int) -> tuple[np.random.Generator, Images, Images, Images]:
     """Returns a random stream, and of the training images 50,000 for the pool, the clean and the validation piece."""
     rng = np.random.default_rng(seed)
     images = _source("train", 0)
@@ -79,7 +84,7 @@ def _parts(pool: Images, is_noise: NDArray[np.bool_], clean: Images, validation:
         pool={**_examples(pool, first), IS_NOISE: torch.from_numpy(is_noise[first])},
         clean=_examples(clean, first),
         validation=_examples(validation, first),
-        test=lambda: _examples(_source("t10k", len(_source("train", 0))), first),
+        test=lambda: _examples(test_images(), first),
     )
 
 
