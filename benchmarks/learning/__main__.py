@@ -6,6 +6,7 @@ Ctrl-C leaves at once and loses the run under way; the same command goes on. Sta
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import signal
 import sys
 from collections.abc import Sequence
@@ -35,10 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from preceptor_service.reference.demo_data import DataMissingError
 
     results = Results(options.work / "smoke.jsonl" if options.smoke else report.RUNS)
-    names = options.names or (*EXPERIMENTS, IDENTITY)
+    names = options.names or (*(name for name, each in EXPERIMENTS.items() if _is_possible(each)), IDENTITY)
     chosen = [EXPERIMENTS[name] for name in names if name != IDENTITY]
     if options.smoke:
         chosen = [experiment.smoke() for experiment in chosen]
+    for experiment in chosen:
+        if not _is_possible(experiment):
+            console.print(f"learning: {experiment.name} needs the package {experiment.package}", style="red")
+            return 1
     wanted = [run for experiment in chosen for run in experiment.runs()]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -55,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.smoke:
         report.write(results)
     return 0
+
+
+def _is_possible(experiment: Experiment) -> bool:
+    return experiment.package is None or importlib.util.find_spec(experiment.package) is not None
 
 
 class _Watch:
@@ -82,7 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.learning", description="Train with and without selection, at a ladder of budgets."
     )
     parser.add_argument(
-        "names", nargs="*", choices=[[], *EXPERIMENTS, IDENTITY], metavar="experiment", help="default: all"
+        "names",
+        nargs="*",
+        choices=[[], *EXPERIMENTS, IDENTITY],
+        metavar="experiment",
+        help="default: all that need nothing more than our own packages",
     )
     parser.add_argument("--smoke", action="store_true", help="a form of seconds; writes nothing but into --work")
     parser.add_argument("--work", type=Path, default=Path("learning-out"), help="folder of references (learning-out)")

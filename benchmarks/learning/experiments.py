@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.learning.data import corpus, scenes
-from benchmarks.learning.settings import Data, Model, Reference, Selection, Split, Training
+from benchmarks.learning.settings import COMPOSER, Data, Model, Reference, Selection, Split, Training
 
 BUDGETS = (1.0, 0.75, 0.5, 0.35, 0.25)
 """Shares of the uniform budget that every arm is trained for."""
 
-_THREE_BUDGETS = (1.0, 0.5, 0.25)
+_FULL_AND_HALF = (1.0, 0.5)
 """For ablations, which are many."""
 
 SEEDS = (0, 1, 2)
@@ -33,6 +33,7 @@ class Experiment:
         seeds: of the runs.
         quality: which of the qualities decides.
         also: others that are reported.
+        package: that it needs besides our own.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Experiment:
     seeds: tuple[int, ...] = SEEDS
     quality: str = "accuracy"
     also: tuple[str, ...] = ()
+    package: str | None = None
 
     def training(self, arm: str, budget: float, seed: int) -> Training:
         """Returns the settings of one run."""
@@ -112,6 +114,12 @@ def _trial(
 
 
 _NOISY = _images("noisy_labels", {"share": 0.5})
+_CLEAN = _images("noisy_labels", {"share": 0.0})
+
+_COMPOSER = Selection(
+    score="selective_backprop", selector=COMPOSER, temperature=1.0, ratio=5, online=None, online_learning_rate=0.0,
+    push_every=1, reference=None,
+)  # fmt: skip
 
 _RATE_TRIALS = tuple(
     _trial(
@@ -183,6 +191,20 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 "pushed every 25": replace(LEARNABILITY, push_every=25),
             },
         ),
+        _trial(
+            "trial-noisy-reference",
+            "Where the reference is trained on the noisy pool: what does the least harm?",
+            _NOISY,
+            {
+                UNIFORM: None,
+                "learnability": _IN_DOMAIN,
+                "temperature 3": replace(_IN_DOMAIN, temperature=3.0),
+                "temperature 10": replace(_IN_DOMAIN, temperature=10.0),
+                "reference trained for 2,000": replace(
+                    _IN_DOMAIN, reference=replace(CLEAN_REFERENCE, trained_on="pool", updates=2_000, learning_rate=3e-3)
+                ),
+            },
+        ),
         Experiment(
             "noisy-labels",
             "Half of the pool's labels are wrong, and there are 5,000 clean examples: does selection pay?",
@@ -198,7 +220,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment(
             "clean-pool",
             "Nothing is wrong with the pool, and the reference is trained on it: what is left to gain?",
-            _images("noisy_labels", {"share": 0.0}),
+            _CLEAN,
             {UNIFORM: None, "learnability": _IN_DOMAIN},
         ),
         Experiment(
@@ -237,6 +259,17 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         ),
         *(
             _trial(
+                f"trial-captions-{contrast}-rate-{rate:g}",
+                f"Does the control of the {contrast} loss learn best at {rate:g}?",
+                replace(_captions(contrast), learning_rate=rate),
+                {UNIFORM: None},
+                "zero_shot_accuracy",
+            )
+            for contrast in ("softmax", "sigmoid")
+            for rate in (1e-3, 2e-3, 4e-3)
+        ),
+        *(
+            _trial(
                 f"trial-captions-{contrast}",
                 "Which temperature where losses are cosines?",
                 _captions(contrast),
@@ -249,6 +282,20 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 "zero_shot_accuracy",
             )
             for contrast in ("softmax", "sigmoid")
+        ),
+        *(
+            Experiment(
+                f"composer-{name}",
+                f"Beside Composer's selective backprop, on a pool {what}.",
+                base,
+                {UNIFORM: None, "learnability": arm, "Composer": _COMPOSER},
+                _FULL_AND_HALF,
+                package=COMPOSER,
+            )
+            for name, what, base, arm in (
+                ("noisy", "half of whose labels are wrong", _NOISY, LEARNABILITY),
+                ("clean", "without noise", _CLEAN, _IN_DOMAIN),
+            )
         ),
         *(
             Experiment(
@@ -266,6 +313,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             "Online models and references from 0.6 % to 52 % of the learner's operations.",
             _NOISY,
             {UNIFORM: None, **{f"width {width}": _scored_by(width) for width in (2, 4, 8, 16, 23)}},
+            (1.0, 0.5, 0.35),
         ),
         Experiment(
             "ablation-rule",
@@ -278,21 +326,21 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 "hard learner": replace(LEARNABILITY, score="hard_learner", reference=None),
                 "easy reference": replace(LEARNABILITY, score="easy_reference", online=None),
             },
-            _THREE_BUDGETS,
+            _FULL_AND_HALF,
         ),
         Experiment(
             "ablation-temperature",
             "How sharply is drawn.",
             _NOISY,
             {UNIFORM: None, **{f"τ = {each:g}": replace(LEARNABILITY, temperature=each) for each in (0.3, 1.0, 3.0)}},
-            _THREE_BUDGETS,
+            _FULL_AND_HALF,
         ),
         Experiment(
             "ablation-ratio",
             "How many candidates for each example that is selected.",
             _NOISY,
             {UNIFORM: None, **{f"B/b = {ratio}": replace(LEARNABILITY, ratio=ratio) for ratio in (2, 5, 10)}},
-            _THREE_BUDGETS,
+            _FULL_AND_HALF,
         ),
         Experiment(
             "ablation-staleness",
@@ -302,7 +350,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 UNIFORM: None,
                 **{f"pushed every {each}": replace(LEARNABILITY, push_every=each) for each in (1, 10, 50, 200, 500)},
             },
-            _THREE_BUDGETS,
+            _FULL_AND_HALF,
         ),
     )
 }

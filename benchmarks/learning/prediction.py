@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-from benchmarks.learning.settings import Model, Training
+from benchmarks.learning.settings import COMPOSER, Model, Training
 from benchmarks.learning.trainee import REGISTRY
 from preceptor.torch import forward_flops
 from preceptor_service.cost import break_even_savings, relative_compute
@@ -34,8 +34,10 @@ def _shares(settings: Training) -> dict[str, float]:
         raise ValueError("the control costs what it costs; give an arm that selects")
     learner = _flops(settings.learner)
     reference = selection.reference
+    is_learner = selection.selector == COMPOSER
     return {
-        "f_online": 0.0 if selection.online is None else _flops(selection.online) / learner,
+        "f_online": float(is_learner) if selection.online is None else _flops(selection.online) / learner,
+        "charge_online_training": 0.0 if is_learner else 1.0,
         "f_reference": 0.0 if reference is None else _flops(reference.model) / learner,
         "ratio": float(selection.ratio),
         # What it was trained on, over what the uniform run was trained on; the paper's figure has 1.

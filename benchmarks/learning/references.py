@@ -103,7 +103,8 @@ def _train(key: ReferenceKey, parts: Parts, directory: Path) -> dict[str, Any]:
     for rows in order(rows_of(examples), key.sub_batch_size, settings.updates, key.seed + 2_000):
         trainee.update(take(examples, rows))
     training = Cost(trainee.flops, clock.cpu_s)
-    save_file(trainee.model.state_dict(), directory / _WEIGHTS)
+    # Weights that two layers share are written twice: a file of tensors knows no sharing.
+    save_file({name: value.clone() for name, value in trainee.model.state_dict().items()}, directory / _WEIGHTS)
     flops = flops_of_forward(trainee.model, parts.pool)
     table = Cost()
     if settings.is_table:

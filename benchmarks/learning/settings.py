@@ -13,6 +13,9 @@ _FORMAT = 1
 
 Split = Literal["validation", "test"]
 
+COMPOSER = "composer"
+"""Selector of a `Selection` that MosaicML's Composer makes, and the package that it needs."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -60,7 +63,7 @@ class Selection:
 
     Attributes:
         score: of the run.
-        selector: of the run.
+        selector: of the run; `COMPOSER`: Composer's rule in the trainer, for which ratio alone counts.
         temperature: of selector softmax.
         ratio: B / b.
         online: the small model that is trained beside the learner and scores; None: the rule needs none.

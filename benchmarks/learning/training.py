@@ -15,9 +15,10 @@ from benchmarks.learning.data import Parts, build
 from benchmarks.learning.data.parts import IS_NOISE, Examples, rows_of, take
 from benchmarks.learning.measures import measure
 from benchmarks.learning.online import OnlineModel
+from benchmarks.learning.pruning import pruned
 from benchmarks.learning.references import Trained, reference_key, trained
 from benchmarks.learning.selecting import selected
-from benchmarks.learning.settings import Training
+from benchmarks.learning.settings import COMPOSER, Training
 from benchmarks.learning.trainee import Trainee, flops_of_forward, order
 from preceptor_service.reference.objectives import objective_of
 
@@ -53,6 +54,8 @@ def train(settings: Training, work: Path) -> dict[str, Any]:
         online = OnlineModel.of(settings)
         if selection is None:
             clock, batches = CpuClock(), _uniform(settings, parts)
+        elif selection.selector == COMPOSER:
+            clock, batches = CpuClock(), pruned(settings, parts, learner.model)
         else:
             clock, batches = selected(settings, parts, learner, online, reference, stack)
         curve, noise = _run(settings, parts, learner, online, batches, clock)
@@ -101,6 +104,8 @@ def _costs(
     selection = settings.selection
     if selection is not None:
         candidates = selection.ratio * settings.sub_batch_size * settings.updates
+        if selection.selector == COMPOSER:
+            costs["learner_scoring"] = Cost(flops=flops_of_forward(learner.model, parts.pool) * candidates)
         if online is not None:
             costs["online_training"] = Cost(flops=online.flops)
             costs["online_scoring"] = Cost(flops=flops_of_forward(online.model, parts.pool) * candidates)

@@ -35,7 +35,9 @@ def test_what_is_reported_was_measured_on_the_test_part_of_three_seeds(experimen
     if not experiment.name.startswith("trial-"):
         assert experiment.base.measured_on == "test"
         assert len(experiment.seeds) >= 3
-        assert experiment.budgets == (1.0, 0.75, 0.5, 0.35, 0.25)
+        is_side_question = experiment.name.startswith(("ablation-", "scaling", "composer-"))
+        assert is_side_question or experiment.budgets == (1.0, 0.75, 0.5, 0.35, 0.25)
+        assert {1.0, 0.5} <= set(experiment.budgets)
         assert next(iter(experiment.arms)) == UNIFORM
 
 
