@@ -266,7 +266,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 "zero_shot_accuracy",
             )
             for contrast in ("softmax", "sigmoid")
-            for rate in (1e-3, 2e-3, 4e-3)
+            for rate in (5e-4, 1e-3, 2e-3)
         ),
         *(
             _trial(
