@@ -20,6 +20,9 @@ from benchmarks.learning import identity, report
 from benchmarks.learning.experiments import EXPERIMENTS, Experiment
 from benchmarks.learning.ladder import Results, climb
 from benchmarks.learning.settings import Training
+from benchmarks.learning.training import train
+from preceptor import PreceptorError
+from preceptor_service.reference.demo_data import DataMissingError
 
 IDENTITY = "identity"
 """The comparison with RHO-LOSS's rule, which trains no arms."""
@@ -31,10 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what was asked for; returns 0, 1 where data is missing or the service refused, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    from benchmarks.learning.training import train  # brings torch, which takes seconds
-    from preceptor import PreceptorError
-    from preceptor_service.reference.demo_data import DataMissingError
-
     results = Results(options.work / "smoke.jsonl" if options.smoke else report.RUNS)
     names = options.names or (*(name for name, each in EXPERIMENTS.items() if _is_possible(each)), IDENTITY)
     chosen = [EXPERIMENTS[name] for name in names if name != IDENTITY]

@@ -121,15 +121,12 @@ _COMPOSER = Selection(
     push_every=1, reference=None,
 )  # fmt: skip
 
-_RATE_TRIALS = tuple(
-    _trial(
-        f"trial-rate-{rate:g}",
-        f"Does the control learn best at {rate:g}?",
-        replace(_NOISY, learning_rate=rate),
-        {UNIFORM: None},
-    )
-    for rate in (5e-4, 1e-3, 2e-3)
-)
+
+def _rate_trials(name: str, base: Training, quality: str = "accuracy") -> Iterator[Experiment]:
+    """Yields the experiments by which a learning rate is chosen: the one at which the control learns best."""
+    for rate in (5e-4, 1e-3, 2e-3):
+        question = f"Does the control learn best at {rate:g}?"
+        yield _trial(f"{name}-rate-{rate:g}", question, replace(base, learning_rate=rate), {UNIFORM: None}, quality)
 
 
 def _gpt2(width: int, heads: int) -> Model:
@@ -176,7 +173,7 @@ _CAPTION_LEARNABILITY = replace(
 EXPERIMENTS: Mapping[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
-        *_RATE_TRIALS,
+        *_rate_trials("trial", _NOISY),
         _trial(
             "trial-selection",
             "Which temperature, reference and push interval?",
@@ -257,17 +254,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             quality="log_likelihood",
             also=("perplexity",),
         ),
-        *(
-            _trial(
-                f"trial-captions-{contrast}-rate-{rate:g}",
-                f"Does the control of the {contrast} loss learn best at {rate:g}?",
-                replace(_captions(contrast), learning_rate=rate),
-                {UNIFORM: None},
-                "zero_shot_accuracy",
-            )
-            for contrast in ("softmax", "sigmoid")
-            for rate in (5e-4, 1e-3, 2e-3)
-        ),
+        *_rate_trials("trial-captions-softmax", _captions("softmax"), "zero_shot_accuracy"),
+        *_rate_trials("trial-captions-sigmoid", _captions("sigmoid"), "zero_shot_accuracy"),
         *(
             _trial(
                 f"trial-captions-{contrast}",

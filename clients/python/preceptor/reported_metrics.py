@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from preceptor.channel import Connection, RpcFailure, backoff_s
-from preceptor.errors import DeadlineExceededError, UnavailableError
+from preceptor.channel import Connection
 from preceptor.v1 import selection_pb2
 
 logger = logging.getLogger(__name__)
@@ -39,23 +37,12 @@ def report_metrics(
         PreceptorError: as `Run.report_metrics` says.
     """
     request = selection_pb2.ReportMetricsRequest(run_id=run_id, step=step, values=values)
-    deadline, failures = time.monotonic() + timeout_s, 0
-    last: RpcFailure | None = None
-    while (remaining_s := deadline - time.monotonic()) > 0:
-        answer, failure = connection.try_unary(
-            "ReportMetrics", request, selection_pb2.ReportMetricsResponse, remaining_s
-        )
-        if answer is not None:
-            return
-        if failure is not None and (not failure.is_transport or isinstance(failure.error, DeadlineExceededError)):
-            raise failure.error
-        last, failures = failure, failures + 1
-        # In the trainer's own thread, which asked to be blocked until they are durable.
-        time.sleep(max(0.0, min(backoff_s(failures), deadline - time.monotonic())))
-    why = last.error if last is not None else "no attempt was made"
-    raise UnavailableError(
-        f"metrics of step {step} for run {run_id!r} were not taken by {connection.target} within {timeout_s:g} s; "
-        f"last: {why}"
+    connection.repeated_unary(
+        "ReportMetrics",
+        lambda: request,
+        selection_pb2.ReportMetricsResponse,
+        timeout_s,
+        f"metrics of step {step} for run {run_id!r} were not taken",
     )
 
 
