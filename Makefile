@@ -4,7 +4,7 @@ BIN := .venv/bin
 CODE := clients services proto deploy helm tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-long test-helm test-observability lint format stubs docs bench learning constraints
+.PHONY: help venv demo test test-fast test-long test-helm test-observability lint format stubs docs bench learning reliability constraints
 
 help: ## Show what can be made.
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -58,6 +58,12 @@ bench: .venv/.installed ## Measure, and write the results into benchmarks/result
 
 learning: .venv/.installed ## Do what is missing of docs/results.md: arms trained at a ladder of budgets. Takes hours.
 	$(BIN)/python -m benchmarks.learning
+
+reliability: .venv/.installed ## Prove everything that docs/reliability.md promises, and write its table. Takes hours.
+	$(BIN)/python -m tests.reliability
+
+prove-%: .venv/.installed
+	$(BIN)/python -m tests.reliability $*
 
 constraints: ## Pin the newest releases that work together into constraints.txt.
 	rm -rf .venv && $(PYTHON) -m venv .venv && $(BIN)/pip install -q -e '.[dev]'

@@ -1,4 +1,4 @@
-"""Results: figures with their targets, as JSON files, as a table on the terminal and as the table of the README."""
+"""Results: figures with their targets, as JSON files and as the table of a page."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-RESULTS = Path(__file__).resolve().parent / "results"
-README = Path(__file__).resolve().parent / "README.md"
 _BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
@@ -49,9 +47,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """One benchmark's figures, and all that is needed to doubt them."""
+    """What one command measured, and all that is needed to doubt it."""
 
-    benchmark: str
+    name: str
     command: str
     commit: str
     taken_at: str
@@ -60,10 +58,10 @@ class Result:
     figures: list[Figure]
     raw: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, directory: Path = RESULTS) -> None:
-        """Writes the result over the last one of the same benchmark."""
+    def save(self, directory: Path) -> None:
+        """Writes the result over the last one of the same name."""
         directory.mkdir(exist_ok=True)
-        (directory / f"{self.benchmark}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+        (directory / f"{self.name}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 def load(path: Path) -> Result:
@@ -76,42 +74,42 @@ def load(path: Path) -> Result:
     return Result(**{**values, "figures": [Figure(**figure) for figure in values["figures"]]})
 
 
-def load_all(directory: Path = RESULTS) -> list[Result]:
-    """Reads every result, by name of the benchmark."""
+def load_all(directory: Path) -> list[Result]:
+    """Reads every result, by name."""
     return [load(path) for path in sorted(directory.glob("*.json"))]
 
 
 def markdown(results: Iterable[Result]) -> str:
-    """Returns the table of the README."""
-    lines = ["| Benchmark | Figure | Measured | Over rounds | Target | |", "|---|---|---|---|---|---|"]
+    """Returns the results as a page's table."""
+    lines = ["| Name | Figure | Measured | Over rounds | Target | |", "|---|---|---|---|---|---|"]
     for result in results:
         for figure in result.figures:
-            cells = (result.benchmark, figure.name, figure.shown, figure.spread, figure.target, figure.verdict)
+            cells = (result.name, figure.name, figure.shown, figure.spread, figure.target, figure.verdict)
             lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     for result in results:
         machine = result.hardware
         lines.append(
-            f"* {result.benchmark}: `{result.command}` at `{result.commit[:12]}{result.commit[40:]}`, "
+            f"* {result.name}: `{result.command}` at `{result.commit[:12]}{result.commit[40:]}`, "
             f"{result.taken_at}, {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB"
         )
     return "\n".join(lines)
 
 
-def table_of(readme: str) -> str:
-    """Returns the generated part of a README.
+def table_of(text: str) -> str:
+    """Returns the generated part of a page.
 
     Raises:
         ValueError: it has none.
     """
-    return readme[readme.index(_BEGIN) + len(_BEGIN) : readme.index(_END)].strip("\n")
+    return text[text.index(_BEGIN) + len(_BEGIN) : text.index(_END)].strip("\n")
 
 
-def update_readme() -> None:
-    """Writes the table of all results into the README."""
-    text = README.read_text()
+def write_table(page: Path, results: Iterable[Result]) -> None:
+    """Writes the table of results into its page."""
+    text = page.read_text()
     before, after = text[: text.index(_BEGIN)], text[text.index(_END) :]
-    README.write_text(f"{before}{_BEGIN}\n{markdown(load_all())}\n{after}")
+    page.write_text(f"{before}{_BEGIN}\n{markdown(results)}\n{after}")
 
 
 def _number(value: float) -> str:

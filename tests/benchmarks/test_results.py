@@ -8,8 +8,8 @@ from benchmarks.results import Figure
 
 
 def test_every_benchmark_has_a_result_with_hardware_commit_and_command() -> None:
-    committed = {result.benchmark: result for result in results.load_all()}
-    assert sorted(committed) == sorted(BENCHMARKS)
+    committed = {result.name: result for result in results.load_all(BENCHMARKS.results)}
+    assert sorted(committed) == sorted(BENCHMARKS.members)
     for name, result in committed.items():
         assert result.figures
         assert result.raw
@@ -19,14 +19,14 @@ def test_every_benchmark_has_a_result_with_hardware_commit_and_command() -> None
 
 
 def test_results_tell_nothing_of_hosts_and_paths() -> None:
-    for path in results.RESULTS.glob("*.json"):
+    for path in BENCHMARKS.results.glob("*.json"):
         text = path.read_text()
         assert "/home" not in text
         assert "localhost" not in text
 
 
 def test_the_table_of_the_readme_is_the_one_that_the_results_give() -> None:
-    assert results.table_of(results.README.read_text()) == results.markdown(results.load_all())
+    assert results.table_of(BENCHMARKS.page.read_text()) == results.markdown(results.load_all(BENCHMARKS.results))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,23 @@
+"""★ The proofs: each does something bad to the real service and counts what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from benchmarks.machine import ROOT
+from benchmarks.suite import Measured, Suite
+
+PROOFS: Mapping[str, Callable[[bool], Measured]] = {}
+"""Name, as on the command line → what proves it; True: in seconds."""
+
+
+def suite(short: bool) -> Suite:
+    """Returns the proofs, in their form of seconds or whole."""
+    return Suite(
+        command="python -m tests.reliability",
+        members={name: partial(run, short) for name, run in PROOFS.items()},
+        results=Path(__file__).resolve().parent / "results",
+        page=ROOT / "docs" / "reliability.md",
+    )
