@@ -23,6 +23,7 @@ from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.pipeline import Arrived, Pipeline
 from preceptor_service.run_store import RunStore
 from preceptor_service.runs import RunRegistry
+from preceptor_service.scoring.hedging import Hedging
 from preceptor_service.scoring.ray_pool import RayPool
 from preceptor_service.weight_store import WeightStore
 
@@ -42,7 +43,7 @@ class Proxied:
         architectures = ArchitectureRegistry(config.architectures)
         self._runs = RunRegistry(config, RunStore.open(config.weights), store, architectures, pool)
         budget = ByteBudget(config.gateway.in_flight_bytes)
-        self._pipeline = Pipeline(self._runs, pool, budget, config.scorer.micro_batch_timeout_s)
+        self._pipeline = Pipeline(self._runs, pool, budget, config.scorer.micro_batch_timeout_s, Hedging(None))
 
     async def Select(self, request: selection_pb2.Chunk) -> selection_pb2.Selection:  # noqa: N802 - the rpc's name
         """Selects from one super-batch."""

@@ -125,6 +125,11 @@ class ScorerConfig(_Section):
     micro_batch_timeout_s: PositiveSeconds = Field(
         60.0, description="Longest answer to one micro-batch before it goes to another scorer."
     )
+    hedge_after_s: PositiveSeconds = Field(
+        2.0,
+        description="Shortest wait for a micro-batch until another scorer is asked, too: some times longer where all "
+        "are slow.",
+    )
     load_timeout_s: PositiveSeconds = Field(10.0, description="Longest wait of a push for scorers to load it.")
     max_ongoing: Positive = Field(4, description="Micro-batches that one scorer queues before others are tried.")
 

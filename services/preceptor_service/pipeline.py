@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -25,6 +26,7 @@ from preceptor_service.memory_bank.ids import Ids, as_ids
 from preceptor_service.reference_losses import ReferenceLosses
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
 from preceptor_service.schedule import count_by_score
+from preceptor_service.scoring.hedging import Hedging
 from preceptor_service.scoring.pool import Losses, MicroBatch, ScorerLostError, ScorerPool, ScoringModels
 from preceptor_service.super_batch import Body, SuperBatch, decode
 from preceptor_service.weight_store import WeightsVersion
@@ -126,11 +128,17 @@ class Pipeline:
     """Selects sub-batches for every run of one gateway, on one event loop."""
 
     def __init__(
-        self, runs: RunRegistry, pool: ScorerPool, in_flight: ByteBudget, micro_batch_timeout_s: float
+        self,
+        runs: RunRegistry,
+        pool: ScorerPool,
+        in_flight: ByteBudget,
+        micro_batch_timeout_s: float,
+        hedging: Hedging,
     ) -> None:
         self._runs = runs
         self._pool = pool
         self._in_flight = in_flight
+        self._hedging = hedging
         self._micro_batch_timeout_s = micro_batch_timeout_s
 
     async def pin(self, run: ActiveRun, step: int | None, observed_version: int, deadline: float) -> Pinned:
@@ -263,7 +271,7 @@ class Pipeline:
         return losses
 
     async def _losses_of_one(self, models: ScoringModels, micro_batch: MicroBatch, stages: Stages) -> Losses:
-        """Scores one micro-batch; where its scorer is lost or too slow, again and elsewhere."""
+        """Scores one micro-batch; where its scorer is lost, hangs or is too slow, again and elsewhere."""
         for wait_s in _RESCORE_WAITS_S:
             queued = time.perf_counter()
             async with self._in_flight.hold(micro_batch.nbytes):
@@ -271,7 +279,8 @@ class Pipeline:
                 stages.wait_s += called - queued
                 try:
                     async with asyncio.timeout(self._micro_batch_timeout_s):
-                        losses = await self._pool.losses(models, micro_batch)
+                        losses, asked = await self._hedging.first(partial(self._pool.losses, models, micro_batch))
+                    stages.rescored_micro_batches += asked - 1
                     stages.count(losses, time.perf_counter() - called)
                     return losses
                 except (ScorerLostError, TimeoutError):

@@ -18,6 +18,7 @@ from preceptor_service.pipeline import Arrived, Pipeline, Selected
 from preceptor_service.randomness import uniforms
 from preceptor_service.run_store import RunRecord
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
+from preceptor_service.scoring.hedging import Hedging
 from preceptor_service.scoring.pool import (
     Deployed,
     LoadReport,
@@ -79,7 +80,9 @@ def select(losses_before: int, **settings: str) -> Selected:
             deadline_s=30,
         )
         budget = ByteBudget(1 << 20)
-        pipeline = Pipeline(NoRuns(), FragilePool(losses_before), budget, micro_batch_timeout_s=5)
+        pipeline = Pipeline(
+            NoRuns(), FragilePool(losses_before), budget, micro_batch_timeout_s=5, hedging=Hedging(None)
+        )
         arrived = Arrived(bytes(encode({"label": LABELS}).body), 10, asyncio.get_running_loop().time() + 30)
         try:
             return await pipeline.select(run, Pinned(MODELS, None, None, False), arrived, Draw(4, 0, 3))

@@ -54,6 +54,25 @@ def test_a_scorer_killed_in_the_middle_changes_no_answer_and_raises_nothing(
         assert sum(selection.timings.rescored_micro_batches for selection in selections) >= 1
 
 
+def test_a_scorer_that_hangs_costs_no_answer_and_what_it_says_later_changes_none(two_replicas: RunningService) -> None:
+    settings = spec("hung", deadline_s=15)
+    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}", timeout_s=120) as client:
+        run = ready_run(client, settings)
+        wait_until(lambda: len(pids_titled(SCORERS)) == 2, "two scorers")
+        run.select(super_batch(0), COUNT, step=0)
+        hung = min(pids_titled(SCORERS))
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            selections = [run.select(super_batch(step), COUNT, step=step) for step in range(1, 25)]
+        finally:
+            os.kill(hung, signal.SIGCONT)
+        selections += [run.select(super_batch(step), COUNT, step=step) for step in range(25, 30)]
+        for step, selection in enumerate(selections, 1):
+            assert selection.indices.tolist() == expected(settings, step)
+            assert not selection.is_fallback
+        assert sum(selection.timings.rescored_micro_batches for selection in selections) >= 1
+
+
 def test_a_restarted_scorer_is_asked_to_load_the_next_push(two_replicas: RunningService) -> None:
     settings = spec("restarted")
     with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}", timeout_s=120) as client:

@@ -92,12 +92,12 @@ class Record:
 
     def longest_gap_s(self, mark: Mark, margin_s: float = 0.0) -> float:
         """The longest time around `mark` in which some trainer got no answer; also where it never got another one."""
-        answered = defaultdict(list)
+        ends: dict[int, list[float]] = defaultdict(list)
         for step in self.steps:
-            answered[step.trainer] += [step.ended_s] if step.error is None else []
+            ends[step.trainer] += [step.ended_s] if step.error is None else []
         longest = 0.0
-        for trainer in {step.trainer for step in self.steps}:
-            times = [*sorted(answered[trainer]), max(self.until_s, mark.ended_s)]
+        for times in ends.values():
+            times = [*sorted(times), max(self.until_s, mark.ended_s)]
             gaps = (
                 after - before for before, after in itertools.pairwise(times) if mark.touches(before, after, margin_s)
             )

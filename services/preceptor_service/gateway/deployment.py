@@ -78,4 +78,5 @@ def gateway_deployment(config: ServiceConfig) -> serve.Deployment:
         graceful_shutdown_timeout_s=config.gateway.drain_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2,
+        health_check_timeout_s=10,
     )(GatewayReplica)

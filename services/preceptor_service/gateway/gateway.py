@@ -28,6 +28,7 @@ from preceptor_service.pipeline import Pipeline
 from preceptor_service.reported_metrics import ReportedMetrics
 from preceptor_service.run_store import RunStore
 from preceptor_service.runs import RunRegistry
+from preceptor_service.scoring.hedging import Hedging
 from preceptor_service.scoring.pool import ScorerPool
 from preceptor_service.storage import check_storage, open_storage
 from preceptor_service.tracing import Tracing
@@ -69,7 +70,8 @@ class Gateway:
         self._runs = runs = RunRegistry(
             config, run_store, weight_store, architectures, pool, self._forget, recorder.co_trained
         )
-        pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s)
+        hedging = Hedging(config.scorer.hedge_after_s if config.pool == "ray" else None)
+        pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s, hedging)
         uploads = Uploads(pipeline, config.gateway)
         self._metrics = metrics
         self._metrics_server: WSGIServer | None = None

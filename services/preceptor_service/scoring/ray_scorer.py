@@ -107,6 +107,6 @@ def scorer_deployment(config: ServiceConfig, num_gpus: float) -> serve.Deploymen
         max_ongoing_requests=scorer.max_ongoing,
         graceful_shutdown_timeout_s=config.gateway.drain_s,
         health_check_period_s=2,
-        health_check_timeout_s=30,
+        health_check_timeout_s=10,  # three in a row, and a scorer that hangs is replaced
         **scaling,
     )(Scorer)

@@ -1,0 +1,86 @@
+"""Hedging: a micro-batch that is not answered in good time is handed to another scorer, too.
+
+A scorer that hangs does not say so. The first answer is taken; what comes later belongs to an attempt that nobody
+waits for any more. Called by the pipeline, on its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from statistics import median
+from typing import Any
+
+from preceptor_service.scoring.pool import Losses, ScorerLostError
+
+_TIMES_THE_MEDIAN = 4.0
+_REMEMBERED = 64
+_SHARE = 0.05
+_AT_ONCE = 16.0
+
+
+class Hedging:
+    """Decides when a second scorer is asked, and takes the first answer.
+
+    Not before `after_s`, nor before four times what the latest 64 answers took (their median, without loads of
+    weights): where all scorers are slow, asking twice would make them slower. Second questions are at most one in
+    twenty micro-batches, and 16 at once.
+
+    Args:
+        after_s: seconds; None: never, where there is only one scorer.
+    """
+
+    def __init__(self, after_s: float | None) -> None:
+        self._after_s = after_s
+        self._took_s: deque[float] = deque(maxlen=_REMEMBERED)
+        self._left = _AT_ONCE
+
+    async def first(self, ask: Callable[[], Coroutine[Any, Any, Losses]]) -> tuple[Losses, int]:
+        """Returns the first losses that a scorer gives, and how many were asked. Attempts that are late are cancelled.
+
+        Raises:
+            ScorerLostError: every scorer that was asked was lost.
+            Exception: what the first attempt raised that raised anything else.
+        """
+        attempts: dict[asyncio.Task[Losses], float] = {}
+        try:
+            attempts[asyncio.create_task(ask())] = time.perf_counter()
+            asked = 1
+            while True:
+                done, _ = await asyncio.wait(attempts, timeout=self._patience_s(), return_when=asyncio.FIRST_COMPLETED)
+                for attempt in done:
+                    began = attempts.pop(attempt)
+                    try:
+                        losses = attempt.result()
+                    except ScorerLostError:
+                        if attempts:
+                            continue
+                        raise
+                    self._answered(time.perf_counter() - began - losses.load_s)
+                    return losses, asked
+                if not done and self._left >= 1:
+                    self._left -= 1
+                    attempts[asyncio.create_task(ask())] = time.perf_counter()
+                    asked += 1
+        finally:
+            for attempt in attempts:
+                attempt.add_done_callback(_drop)
+                attempt.cancel()
+
+    def _patience_s(self) -> float | None:
+        if self._after_s is None:
+            return None
+        return max(self._after_s, _TIMES_THE_MEDIAN * (median(self._took_s) if self._took_s else 0.0))
+
+    def _answered(self, took_s: float) -> None:
+        self._took_s.append(took_s)
+        self._left = min(_AT_ONCE, self._left + _SHARE)
+
+
+def _drop(late: asyncio.Task[Losses]) -> None:
+    """Looks at an attempt that nobody waits for: asyncio complains of exceptions that nobody saw."""
+    with suppress(asyncio.CancelledError):
+        late.exception()
