@@ -8,8 +8,9 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT
 from benchmarks.suite import Measured, Suite
+from tests.reliability import fuzz
 
-PROOFS: Mapping[str, Callable[[bool], Measured]] = {}
+PROOFS: Mapping[str, Callable[[bool], Measured]] = {"fuzz": fuzz.run}
 """Name, as on the command line → what proves it; True: in seconds."""
 
 

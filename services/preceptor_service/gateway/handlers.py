@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from preceptor.errors import InvalidMessageError, OverloadedError, PreceptorError
 from preceptor.wire import Method, methods
 from preceptor_service.gateway.guard import Guard
+from preceptor_service.gateway.listening import Handlers
 from preceptor_service.gateway.status import abort, as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
 
@@ -24,9 +25,7 @@ class _Malformed:
     """Stands for bytes that are not the message they should be: grpc.aio would answer UNKNOWN."""
 
 
-def generic_handlers(
-    services: Mapping[str, object], guard: Guard, metrics: GatewayMetrics
-) -> list[grpc.GenericRpcHandler]:
+def rpc_handlers(services: Mapping[str, object], guard: Guard, metrics: GatewayMetrics) -> Handlers:
     """Returns the handlers of every rpc of the contract.
 
     Args:
@@ -40,7 +39,7 @@ def generic_handlers(
     for method in methods():
         implementation = getattr(services[method.service], _snake_case(method.name))
         by_service[method.service][method.name] = _handler(method, implementation, guard, metrics)
-    return [grpc.method_handlers_generic_handler(service, table) for service, table in by_service.items()]
+    return by_service
 
 
 def _handler(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from preceptor.wire import CHUNK_BYTES, MESSAGE_OVERHEAD_BYTES, SERVICES
 from preceptor_service.config import ConfigError, GatewayConfig
 from preceptor_service.gateway.guard import Guard
-from preceptor_service.gateway.handlers import generic_handlers
+from preceptor_service.gateway.handlers import rpc_handlers
 from preceptor_service.gateway.ledger_service import LedgerService
+from preceptor_service.gateway.listening import new_server
 from preceptor_service.gateway.memory_bank_service import MemoryBankService
 from preceptor_service.gateway.selection_service import SelectionService
 from preceptor_service.gateway.tls import ServerTls
@@ -21,6 +21,8 @@ _KEEPALIVE_TIMEOUT_MS = 10_000
 _MIN_CLIENT_PING_MS = 5_000
 _READ_AHEAD_BYTES = 1024 * 1024
 """What gRPC takes in of a call before we read it."""
+_NO_COMPRESSION = 1
+"""The set of algorithms that holds identity alone, as gRPC counts them."""
 
 
 class GatewayServer:
@@ -54,11 +56,15 @@ class GatewayServer:
         self._tls = tls
         self._config = config
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
+        names = (service.full_name for service in SERVICES)
+        services = dict(zip(names, (selection, weights, ledger, memory_bank), strict=True))
+        self._server = new_server(
             options=[
                 ("grpc.so_reuseport", int(shares_port)),
                 ("grpc.max_receive_message_length", max(config.max_chunk_bytes, CHUNK_BYTES) + MESSAGE_OVERHEAD_BYTES),
                 ("grpc.max_send_message_length", -1),
+                # A message is as large as it says: gRPC would inflate it before anybody knows who sent it.
+                ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
                 # Where it estimates that by itself, eight busy streams took 300 MB more than their windows.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.http2.lookahead_bytes", _READ_AHEAD_BYTES),
@@ -67,11 +73,9 @@ class GatewayServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", _MIN_CLIENT_PING_MS),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_CLIENT_PING_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
-            ]
+            ],
+            handlers=rpc_handlers(services, guard, metrics),
         )
-        names = (service.full_name for service in SERVICES)
-        services = dict(zip(names, (selection, weights, ledger, memory_bank), strict=True))
-        self._server.add_generic_rpc_handlers(generic_handlers(services, guard, metrics))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     async def start(self) -> int:

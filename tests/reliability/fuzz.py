@@ -1,0 +1,258 @@
+"""The proof `fuzz`: malformed messages on every surface end no process, are never UNKNOWN or INTERNAL, fill no memory.
+
+Where a decoder can be run without a socket, most cases are; the figures say how many went over a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks.machine import ROOT
+from benchmarks.processes import service
+from benchmarks.results import Figure
+from benchmarks.suite import Measured
+from preceptor import Run, SelectionClient
+from tests.reliability.mutation import case_random
+from tests.reliability.socket_surfaces import RUN_ID, Surfaces
+from tests.service import digits
+
+SEED = 20
+"""The cases of another seed are others."""
+
+DECODED = ("Arrow bytes", "safetensors")
+ALLOWED = {
+    *("OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"),
+    *("ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
+}
+"""What a malformed call may be answered."""
+
+ALLOWED_OF_HTTP2 = {
+    *ALLOWED,
+    "closed",
+    "reset",
+    "open",
+    "INTERNAL of gRPC",
+    "UNAVAILABLE",
+    "CANCELLED",
+    "DEADLINE_EXCEEDED",
+}
+"""What a malformed connection may come to: gRPC closes, and gives these codes, before any of our code sees it."""
+
+_SIZES = {
+    # Surface: cases over a socket in the full form and in the short one, then cases without.
+    "Select frames": (1_000_000, 400, 0, 0),
+    "Arrow bytes": (50_000, 150, 950_000, 3000),
+    "safetensors": (20_000, 60, 980_000, 1500),
+    "PushWeights order": (1_000_000, 150, 0, 0),
+    "other requests": (100_000, 200, 0, 0),
+    "raw HTTP/2": (1_000_000, 300, 0, 0),
+}
+_AT_ONCE = 32
+_CONTROL_EVERY = 5000
+_WARM = 200
+_MIB = 1024 * 1024
+_GROWTH_MIB = 256
+
+
+@dataclass
+class Outcome:
+    """What came of one surface."""
+
+    over_socket: int = 0
+    decoded: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    deaths: int = 0
+    wrong_controls: int = 0
+    internals_shown: int = 0
+    grown_bytes: int = 0
+    seconds: float = 0.0
+    samples: list[str] = field(default_factory=list)
+
+    def note(self, number: int, code: str, shows: bool, allowed: set[str]) -> None:
+        self.codes[code] += 1
+        self.internals_shown += shows
+        if (code not in allowed or shows) and len(self.samples) < 20:
+            self.samples.append(f"case {number}: {code}{', shows internals' if shows else ''}")
+
+
+def run(short: bool) -> Measured:
+    """Sends what `_SIZES` says."""
+    return fuzz({name: (size[1], size[3]) if short else (size[0], size[2]) for name, size in _SIZES.items()})
+
+
+def fuzz(sizes: dict[str, tuple[int, int]], seed: int = SEED) -> Measured:
+    """Sends so many cases of each surface over a socket, and gives its decoder so many without."""
+    outcomes = {name: Outcome() for name in sizes}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        with service(_SETTINGS) as running:
+            asyncio.run(_over_sockets(running, sizes, seed, outcomes, progress))
+        for name in DECODED:
+            if sizes[name][1]:
+                _decode(name, seed, sizes[name][1], outcomes[name], progress)
+    return _figures(sizes, outcomes), {
+        "seed": seed,
+        "surfaces": {name: vars(found) for name, found in outcomes.items()},
+    }
+
+
+_SETTINGS: dict[str, Any] = {
+    "pool": "in-process",
+    "gateway": {
+        "window_bytes": 512 * 1024,
+        "max_super_batch_bytes": 256 * 1024,
+        "max_chunk_bytes": 64 * 1024,
+        "max_super_batch_rows": 2000,
+        "answer_cache_bytes": _MIB,
+    },
+    "scorer": {"micro_batch_rows": 16},
+    "weights": {"max_bytes": 8 * _MIB, "grace_s": 1},
+}
+
+
+async def _over_sockets(
+    running: dict[str, Any],
+    sizes: dict[str, tuple[int, int]],
+    seed: int,
+    outcomes: dict[str, Outcome],
+    progress: Progress,
+) -> None:
+    surfaces = Surfaces(running["grpc"])
+    gateway = psutil.Process(running["gateway_pid"])
+    with SelectionClient(f"127.0.0.1:{running['grpc']}", timeout_s=60.0) as client:
+        control = _Control(client)
+        for name, (count, _) in sizes.items():
+            task = progress.add_task(f"{name}, over a socket", total=count)
+            found, base, began = outcomes[name], 0, time.monotonic()
+            for first in range(0, count, _CONTROL_EVERY):
+                numbers = iter(range(first, min(first + _CONTROL_EVERY, count)))
+
+                async def work(
+                    numbers: Any = numbers, name: str = name, found: Outcome = found, task: Any = task
+                ) -> None:
+                    allowed = ALLOWED_OF_HTTP2 if name == "raw HTTP/2" else ALLOWED
+                    for number in numbers:
+                        for code, shows in await surfaces.surfaces[name](case_random(name, seed, number)):
+                            found.note(number, code, shows, allowed)
+                        found.over_socket += 1
+                        progress.advance(task)
+
+                warm = asyncio.gather(*(work() for _ in range(_AT_ONCE)))
+                while not warm.done():
+                    await asyncio.wait({warm}, timeout=0.2)
+                    if not gateway.is_running():
+                        break
+                    resident = gateway.memory_info().rss
+                    if found.over_socket >= min(_WARM, count // 2):
+                        base = base or resident
+                        found.grown_bytes = max(found.grown_bytes, resident - base)
+                if not gateway.is_running():
+                    found.deaths += 1
+                    warm.cancel()
+                    return
+                await warm
+                found.wrong_controls += not await asyncio.to_thread(control.is_right)
+            found.seconds = round(time.monotonic() - began, 1)
+    await surfaces.close()
+
+
+class _Control:
+    """A run that has to answer right whatever was sent just before."""
+
+    def __init__(self, client: SelectionClient) -> None:
+        self._learner, self._reference = digits.weights(1), digits.weights(2)
+        self._run = self._made(client, "control")
+        self._made(client, RUN_ID)
+        self._step = 0
+
+    def _made(self, client: SelectionClient, name: str) -> Run:
+        run = client.create_run(digits.spec(name))
+        run.push_reference(self._reference)
+        run.push_weights(self._learner, step=0)
+        return run
+
+    def is_right(self) -> bool:
+        self._step += 1
+        batch = digits.candidates(self._step)
+        selection = self._run.select(batch, sub_batch_size=8, step=self._step)
+        wanted = digits.expected(self._run.spec, batch, self._learner, self._reference, count=8, step=self._step)
+        return selection.indices.tolist() == wanted
+
+
+def _decode(name: str, seed: int, count: int, found: Outcome, progress: Progress) -> None:
+    """Runs the cases in a process that is started again after the case at which it died."""
+    task, first, codes, began = (
+        progress.add_task(f"{name}, decoder alone", total=count),
+        0,
+        found.codes,
+        time.monotonic(),
+    )
+    paths = [str(ROOT / "clients" / "python"), str(ROOT / "services"), str(ROOT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    with tempfile.NamedTemporaryFile() as mark:
+        mark.write(bytes(8))
+        mark.flush()
+        while first < count:
+            arguments = [name, str(seed), str(first), str(count - first), mark.name]
+            command = [sys.executable, "-W", "ignore", "-m", "tests.reliability.decoders", *arguments]
+            last: dict[str, Any] = {"codes": {}, "grown": 0, "next": first, "samples": []}
+            with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                try:
+                    for line in process.stdout:
+                        last = json.loads(line)
+                        progress.update(task, completed=last["next"])
+                finally:
+                    process.kill()
+            codes.update(last["codes"])
+            found.samples += last["samples"]
+            found.grown_bytes = max(found.grown_bytes, last["grown"])
+            found.decoded += last["next"] - first
+            first = last["next"]
+            if first < count:
+                (died_at,) = struct.unpack("<q", Path(mark.name).read_bytes())
+                found.deaths += 1
+                found.samples.append(f"case {died_at}: the decoder's process died")
+                first = died_at + 1
+    found.internals_shown += codes.pop("INTERNALS SHOWN", 0)
+    found.seconds += round(time.monotonic() - began, 1)
+
+
+def _figures(sizes: dict[str, tuple[int, int]], outcomes: dict[str, Outcome]) -> list[Figure]:
+    figures = []
+    for name, found in outcomes.items():
+        over, decoded = sizes[name]
+        figures.append(Figure(f"{name}: malformed", found.over_socket + found.decoded, "", over + decoded, "at least"))
+        if decoded:
+            figures.append(Figure(f"{name}: of these over a socket", found.over_socket, "", over, "at least"))
+    every: Counter[str] = Counter()
+    odd = 0
+    for name, found in outcomes.items():
+        every += found.codes
+        allowed = ALLOWED_OF_HTTP2 if name == "raw HTTP/2" else ALLOWED
+        odd += sum(count for code, count in found.codes.items() if code not in allowed)
+    return [
+        *figures,
+        Figure("process deaths", sum(found.deaths for found in outcomes.values()), "", 0),
+        Figure("answered UNKNOWN or INTERNAL", every["UNKNOWN"] + every["INTERNAL"], "", 0),
+        Figure("answered otherwise than a malformed call may be", odd, "", 0),
+        Figure("answers that show the inside of the service", sum(o.internals_shown for o in outcomes.values()), "", 0),
+        Figure("wrong selections in between", sum(found.wrong_controls for found in outcomes.values()), "", 0),
+        Figure("most memory grown", max(o.grown_bytes for o in outcomes.values()) / _MIB, "MiB", _GROWTH_MIB),
+        Figure("broken HTTP/2 that gRPC itself answers INTERNAL", every["INTERNAL of gRPC"], ""),
+    ]
