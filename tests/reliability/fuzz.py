@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from preceptor import Run, SelectionClient
 from tests.reliability.mutation import case_random
 from tests.reliability.socket_surfaces import RUN_ID, Surfaces
 from tests.service import digits
+from tests.service.conftest import Metrics
 
 SEED = 20
 """The cases of another seed are others."""
@@ -65,6 +68,7 @@ _SIZES = {
 _AT_ONCE = 32
 _CONTROL_EVERY = 5000
 _WARM = 200
+_LOOK_S = 0.2
 _MIB = 1024 * 1024
 _GROWTH_MIB = 256
 
@@ -79,6 +83,8 @@ class Outcome:
     deaths: int = 0
     wrong_controls: int = 0
     internals_shown: int = 0
+    counted_internal: int = 0
+    base_bytes: int = 0
     grown_bytes: int = 0
     seconds: float = 0.0
     samples: list[str] = field(default_factory=list)
@@ -103,7 +109,7 @@ def fuzz(sizes: dict[str, tuple[int, int]], seed: int = SEED) -> Measured:
         with service(_SETTINGS) as running:
             asyncio.run(_over_sockets(running, sizes, seed, outcomes, progress))
         for name in DECODED:
-            if sizes[name][1]:
+            if sizes.get(name, (0, 0))[1]:
                 _decode(name, seed, sizes[name][1], outcomes[name], progress)
     return _figures(sizes, outcomes), {
         "seed": seed,
@@ -133,42 +139,68 @@ async def _over_sockets(
     progress: Progress,
 ) -> None:
     surfaces = Surfaces(running["grpc"])
-    gateway = psutil.Process(running["gateway_pid"])
     with SelectionClient(f"127.0.0.1:{running['grpc']}", timeout_s=60.0) as client:
         control = _Control(client)
         for name, (count, _) in sizes.items():
+            found, began = outcomes[name], time.monotonic()
             task = progress.add_task(f"{name}, over a socket", total=count)
-            found, base, began = outcomes[name], 0, time.monotonic()
             for first in range(0, count, _CONTROL_EVERY):
                 numbers = iter(range(first, min(first + _CONTROL_EVERY, count)))
-
-                async def work(
-                    numbers: Any = numbers, name: str = name, found: Outcome = found, task: Any = task
-                ) -> None:
-                    allowed = ALLOWED_OF_HTTP2 if name == "raw HTTP/2" else ALLOWED
-                    for number in numbers:
-                        for code, shows in await surfaces.surfaces[name](case_random(name, seed, number)):
-                            found.note(number, code, shows, allowed)
-                        found.over_socket += 1
-                        progress.advance(task)
-
-                warm = asyncio.gather(*(work() for _ in range(_AT_ONCE)))
-                while not warm.done():
-                    await asyncio.wait({warm}, timeout=0.2)
-                    if not gateway.is_running():
-                        break
-                    resident = gateway.memory_info().rss
-                    if found.over_socket >= min(_WARM, count // 2):
-                        base = base or resident
-                        found.grown_bytes = max(found.grown_bytes, resident - base)
-                if not gateway.is_running():
-                    found.deaths += 1
-                    warm.cancel()
+                advance = partial(progress.advance, task)
+                sending = asyncio.gather(
+                    *(_send(surfaces, name, seed, numbers, found, advance) for _ in range(_AT_ONCE))
+                )
+                if not await _lives_through(sending, psutil.Process(running["gateway_pid"]), found, count):
                     return
-                await warm
                 found.wrong_controls += not await asyncio.to_thread(control.is_right)
             found.seconds = round(time.monotonic() - began, 1)
+            counted = await asyncio.to_thread(_counted_internal, running["metrics"])
+            found.counted_internal = counted - sum(other.counted_internal for other in outcomes.values())
     await surfaces.close()
+
+
+async def _lives_through(sending: asyncio.Future[Any], gateway: psutil.Process, found: Outcome, count: int) -> bool:
+    """Waits for the end of `sending` with an eye on the gateway's memory; False where the gateway died."""
+    while not sending.done():
+        await asyncio.wait({sending}, timeout=_LOOK_S)
+        resident = _resident_bytes(gateway)
+        if resident is None:
+            found.deaths += 1
+            sending.cancel()
+            return False
+        if found.over_socket >= min(_WARM, count // 2):
+            found.base_bytes = found.base_bytes or resident
+            found.grown_bytes = max(found.grown_bytes, resident - found.base_bytes)
+    await sending
+    return True
+
+
+async def _send(
+    surfaces: Surfaces, name: str, seed: int, numbers: Iterator[int], found: Outcome, advance: Callable[[], None]
+) -> None:
+    """Sends cases until there is none left."""
+    for number in numbers:
+        for code, shows in await surfaces.surfaces[name](case_random(name, seed, number)):
+            found.note(number, code, shows, _allowed(name))
+        found.over_socket += 1
+        advance()
+
+
+def _allowed(surface: str) -> set[str]:
+    return ALLOWED_OF_HTTP2 if surface == "raw HTTP/2" else ALLOWED
+
+
+def _resident_bytes(process: psutil.Process) -> int | None:
+    """Memory of a process; None where it is dead."""
+    try:
+        return None if process.status() == psutil.STATUS_ZOMBIE else int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _counted_internal(port: int) -> int:
+    metrics = Metrics(f"http://127.0.0.1:{port}/metrics")
+    return round(sum(metrics.value("preceptor_errors_total", code=code) for code in ("INTERNAL", "UNKNOWN")))
 
 
 class _Control:
@@ -191,7 +223,7 @@ class _Control:
         batch = digits.candidates(self._step)
         selection = self._run.select(batch, sub_batch_size=8, step=self._step)
         wanted = digits.expected(self._run.spec, batch, self._learner, self._reference, count=8, step=self._step)
-        return selection.indices.tolist() == wanted
+        return bool(selection.indices.tolist() == wanted)
 
 
 def _decode(name: str, seed: int, count: int, found: Outcome, progress: Progress) -> None:
@@ -244,12 +276,12 @@ def _figures(sizes: dict[str, tuple[int, int]], outcomes: dict[str, Outcome]) ->
     odd = 0
     for name, found in outcomes.items():
         every += found.codes
-        allowed = ALLOWED_OF_HTTP2 if name == "raw HTTP/2" else ALLOWED
-        odd += sum(count for code, count in found.codes.items() if code not in allowed)
+        odd += sum(count for code, count in found.codes.items() if code not in _allowed(name))
     return [
         *figures,
         Figure("process deaths", sum(found.deaths for found in outcomes.values()), "", 0),
         Figure("answered UNKNOWN or INTERNAL", every["UNKNOWN"] + every["INTERNAL"], "", 0),
+        Figure("these by the service's own count", sum(o.counted_internal for o in outcomes.values()), "", 0),
         Figure("answered otherwise than a malformed call may be", odd, "", 0),
         Figure("answers that show the inside of the service", sum(o.internals_shown for o in outcomes.values()), "", 0),
         Figure("wrong selections in between", sum(found.wrong_controls for found in outcomes.values()), "", 0),

@@ -109,15 +109,15 @@ def mutated_message(rng: random.Random, message: Message) -> bytes:
 
 
 def _change_field(rng: random.Random, message: Message) -> None:
-    fields = list(message.DESCRIPTOR.fields)
-    present = [field for field, _ in message.ListFields()]
+    fields: list[FieldDescriptor] = list(message.DESCRIPTOR.fields)
+    present: list[FieldDescriptor] = [field for field, _ in message.ListFields()]
     if not fields:
         return
-    field: FieldDescriptor = rng.choice(present if present and rng.random() < 0.8 else fields)
+    field = rng.choice(present if present and rng.random() < 0.8 else fields)
     name = field.name
     if rng.random() < 0.1:
         message.ClearField(name)
-    elif field.label == field.LABEL_REPEATED:
+    elif _is_repeated(getattr(message, name)):
         _change_repeated(rng, message, field)
     elif field.message_type is not None:
         inner = getattr(message, name)
@@ -125,6 +125,10 @@ def _change_field(rng: random.Random, message: Message) -> None:
         _change_field(rng, inner)
     else:
         setattr(message, name, _value(rng, field, getattr(message, name)))
+
+
+def _is_repeated(held: object) -> bool:
+    return hasattr(held, "__len__") and not isinstance(held, str | bytes)
 
 
 def _change_repeated(rng: random.Random, message: Message, field: FieldDescriptor) -> None:

@@ -25,6 +25,9 @@ RUN_ID = "fuzzed"
 OTHER_RUN_ID = "fuzzed-too"
 _ANSWER_S = 30.0
 _HTTP2_S = 0.3
+_TRIES = 50
+_UNHEARD = "Internal error from Core"
+"""What grpc.aio says in place of a status where a call ended while it was still writing: nothing of the service's."""
 
 Ended = tuple[str, bool]
 """A status code, or what `http2.End` says in its place; whether its text shows internals."""
@@ -95,7 +98,14 @@ class Surfaces:
         return [(code, end.is_ours and shows_internals(end.text))]
 
     async def _call(self, method: Method, sent: Sequence[bytes]) -> list[Ended]:
-        """Sends `sent` as it is, and returns every Failure and the end."""
+        """Sends `sent` as it is, and returns every Failure and the end that the service gave it."""
+        for _ in range(_TRIES):
+            ended = await self._tried(method, sent)
+            if ended is not None:
+                return ended
+        return [("never heard", False)]
+
+    async def _tried(self, method: Method, sent: Sequence[bytes]) -> list[Ended] | None:
         ended: list[Ended] = []
         if method.client_streaming:
             start = self._channel.stream_stream if method.server_streaming else self._channel.stream_unary
@@ -112,8 +122,9 @@ class Surfaces:
         except grpc.RpcError:
             pass
         code, details = await call.code(), await call.details()
-        ended.append((code.name, shows_internals(details or "")))
-        return ended
+        if details == _UNHEARD:
+            return None
+        return [*ended, (code.name, shows_internals(details or ""))]
 
 
 async def _each(sent: Iterable[bytes]) -> AsyncIterator[bytes]:
