@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -109,8 +110,8 @@ def mutated_message(rng: random.Random, message: Message) -> bytes:
 
 
 def _change_field(rng: random.Random, message: Message) -> None:
-    fields: list[FieldDescriptor] = list(message.DESCRIPTOR.fields)
-    present: list[FieldDescriptor] = [field for field, _ in message.ListFields()]
+    fields: list[Any] = list(message.DESCRIPTOR.fields)
+    present: list[Any] = [field for field, _ in message.ListFields()]
     if not fields:
         return
     field = rng.choice(present if present and rng.random() < 0.8 else fields)
