@@ -30,7 +30,7 @@ from benchmarks.results import Figure
 from benchmarks.suite import Measured
 from preceptor import Run, SelectionClient
 from tests.reliability.mutation import case_random
-from tests.reliability.socket_surfaces import RUN_ID, Surfaces
+from tests.reliability.socket_surfaces import RUN_ID, TRY_AGAIN, Surfaces
 from tests.service import digits
 from tests.service.conftest import Metrics
 
@@ -40,7 +40,7 @@ SEED = 20
 DECODED = ("Arrow bytes", "safetensors")
 ALLOWED = {
     *("OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"),
-    *("ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
+    *("ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", TRY_AGAIN),
 }
 """What a malformed call may be answered."""
 

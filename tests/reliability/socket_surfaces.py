@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from preceptor.errors import REASON_METADATA_KEY
 from preceptor.v1 import selection_pb2
 from preceptor.wire import Method
 from tests.access.calls import REQUESTS
@@ -25,6 +26,7 @@ RUN_ID = "fuzzed"
 OTHER_RUN_ID = "fuzzed-too"
 _ANSWER_S = 30.0
 _HTTP2_S = 0.3
+TRY_AGAIN = "UNAVAILABLE by the service"
 _TRIES = 50
 _UNHEARD = "Internal error from Core"
 """What grpc.aio says in place of a status where a call ended while it was still writing: nothing of the service's."""
@@ -124,7 +126,8 @@ class Surfaces:
         code, details = await call.code(), await call.details()
         if details == _UNHEARD:
             return None
-        return [*ended, (code.name, shows_internals(details or ""))]
+        is_ours = REASON_METADATA_KEY in dict(await call.trailing_metadata() or ())
+        return [*ended, (_named(code.name, is_ours), shows_internals(details or ""))]
 
 
 async def _each(sent: Iterable[bytes]) -> AsyncIterator[bytes]:
@@ -136,7 +139,12 @@ def _failures(method: Method, data: bytes) -> list[Ended]:
     answer = method.response.FromString(data)
     if not isinstance(answer, selection_pb2.SelectResponse) or answer.WhichOneof("kind") != "failure":
         return []
-    return [(answer.failure.code, shows_internals(answer.failure.message))]
+    return [(_named(answer.failure.code, is_ours=True), shows_internals(answer.failure.message))]
+
+
+def _named(code: str, is_ours: bool) -> str:
+    """`code`, where a lost connection cannot be taken for the service's own "try again"."""
+    return TRY_AGAIN if code == "UNAVAILABLE" and is_ours else code
 
 
 def _select(rows: int = ROWS, split: int | None = None) -> list[selection_pb2.SelectRequest]:
