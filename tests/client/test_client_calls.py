@@ -94,13 +94,13 @@ def refusing_target(refusing: FakeService) -> object:
 def test_every_status_of_every_call_becomes_an_error_of_the_tree(
     refusing: FakeService, refusing_target: str, call: str, code: str
 ) -> None:
-    with SelectionClient(refusing_target) as client:
+    with SelectionClient(refusing_target, timeout_s=1.0) as client:
         refusing.aborts.clear()
         run = client.create_run(SPEC)
         refusing.aborts[call.split()[0]] = Abort(code)
         with pytest.raises(PreceptorError) as raised:
             CALLS[call](client, run)
-    may_repeat = call.split()[0] in ("Select", "PushWeights")
+    may_repeat = call.split()[0] in ("CreateRun", "Select", "PushWeights")
     repeated = code in ("UNAVAILABLE", "CANCELLED", "INTERNAL", "DEADLINE_EXCEEDED")
     if may_repeat and repeated:
         assert raised.value.code in (code, "UNAVAILABLE", "DEADLINE_EXCEEDED")
@@ -111,13 +111,21 @@ def test_every_status_of_every_call_becomes_an_error_of_the_tree(
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_server_that_is_down_is_an_unavailable_error_that_names_it(
-    service: FakeService, client: SelectionClient, call: str
+def test_a_server_that_is_down_is_an_unavailable_error_that_names_it(service: FakeService, call: str) -> None:
+    with SelectionClient(service.target, timeout_s=1.0) as client:
+        run = client.create_run(SPEC)
+        service.stop()
+        with pytest.raises(UnavailableError, match=service.target):
+            CALLS[call](client, run)
+
+
+def test_a_run_is_created_by_a_trainer_that_starts_while_its_gateway_is_replaced(
+    service: FakeService, client: SelectionClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = client.create_run(SPEC)
-    service.stop()
-    with pytest.raises(UnavailableError, match=service.target):
-        CALLS[call](client, run)
+    service.first_aborts["CreateRun"] = [Abort("UNAVAILABLE")] * 3
+    assert client.create_run(SPEC).spec == SPEC
+    assert service.calls["CreateRun"] == 4
+    assert [record.getMessage() for record in caplog.records if "was not created yet" in record.getMessage()]
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -208,5 +216,8 @@ def test_a_plaintext_server_behind_a_tls_client_is_unavailable(service: FakeServ
 
 def test_nobody_listening_is_unavailable_at_the_first_call() -> None:
     target = unused_target()
-    with SelectionClient(target) as client, pytest.raises(UnavailableError, match=f"CreateRun to {target}"):
+    with (
+        SelectionClient(target, timeout_s=0.5) as client,
+        pytest.raises(UnavailableError, match=f"CreateRun to {target}"),
+    ):
         client.create_run(SPEC)

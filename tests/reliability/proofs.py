@@ -8,9 +8,13 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT
 from benchmarks.suite import Measured, Suite
-from tests.reliability import fuzz
+from tests.reliability import chaos, fuzz, resume
 
-PROOFS: Mapping[str, Callable[[bool], Measured]] = {"fuzz": fuzz.run}
+PROOFS: Mapping[str, Callable[[bool], Measured]] = {
+    "chaos": chaos.run,
+    "fuzz": fuzz.run,
+    "resume": resume.run,
+}
 """Name, as on the command line → what proves it; True: in seconds."""
 
 

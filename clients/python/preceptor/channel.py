@@ -6,6 +6,7 @@ Used by `client.py`, `stream.py` and `weights.py`; nothing else in the client to
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import random
 import re
@@ -58,6 +59,8 @@ _TARGET = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{
 _TRANSPORT_CODES = frozenset({"CANCELLED", "INTERNAL", "DEADLINE_EXCEEDED"})
 
 M = TypeVar("M", bound=Message)
+
+_log = logging.getLogger("preceptor")
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,8 @@ class Connection:
                 return answer
             if failure is not None and (not failure.is_transport or isinstance(failure.error, DeadlineExceededError)):
                 raise failure.error
+            if last is None:
+                _log.warning("%s yet, tried again for %g s: %s", what, timeout_s, failure.error if failure else name)
             last = failure
             failures += 1
             time.sleep(max(0.0, min(backoff_s(failures), deadline - time.monotonic())))

@@ -66,12 +66,21 @@ class SelectionClient:
     def create_run(self, spec: RunSpec) -> Run:
         """Creates a run and returns its handle; the same spec again gives the existing run.
 
+        Repeated while the service is unavailable, so a trainer may start while a gateway is being replaced.
+
         Raises:
             RunExistsError: the run exists with another spec.
             InvalidRunError: a setting is out of range or names something unknown.
+            UnavailableError: no gateway was reached in the client's `timeout_s`.
         """
         request = selection_pb2.CreateRunRequest(spec=spec_to_proto(spec))
-        response = self._connection.unary("CreateRun", request, selection_pb2.CreateRunResponse, self._timeout_s)
+        response = self._connection.repeated_unary(
+            "CreateRun",
+            lambda: request,
+            selection_pb2.CreateRunResponse,
+            self._timeout_s,
+            f"run {spec.run_id!r} was not created",
+        )
         return self._run(response.run)
 
     def get_run(self, run_id: str) -> Run:

@@ -77,6 +77,6 @@ def gateway_deployment(config: ServiceConfig) -> serve.Deployment:
         },
         graceful_shutdown_timeout_s=config.gateway.drain_s + 5,
         graceful_shutdown_wait_loop_s=0.1,
-        health_check_period_s=2,
+        health_check_period_s=0.5,  # with one gateway, trainers wait until its death is noticed
         health_check_timeout_s=10,
     )(GatewayReplica)
