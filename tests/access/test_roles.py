@@ -9,34 +9,7 @@ from preceptor.wire import methods
 from preceptor_service.gateway.access_rules import RULES
 from tests.access import calls
 from tests.access.conftest import Guarded
-
-SCORER = {
-    *("GetRun", "ListRuns", "Select", "Score", "GetWeights", "ReadLedger"),
-    *("Remember", "SampleBank", "ReportMetrics", "ListMetrics"),
-}
-EVERY = {*SCORER, "CreateRun", "DeleteRun", "PushWeights"}
-ALLOWED: dict[str, set[str]] = {
-    "owner": EVERY,
-    "admin": EVERY,
-    "scorer": SCORER,
-    "oidc scorer": SCORER,
-    "pusher": {"ListRuns", "PushWeights"},
-    "creator": {"ListRuns", "CreateRun"},
-    "elsewhere": {"ListRuns"},
-    "stranger": {"ListRuns"},
-    "oidc stranger": {"ListRuns"},
-    "oidc owner by name": {"ListRuns"},
-}
-UNKNOWN = [
-    "nobody",
-    "unknown",
-    "late",
-    "oidc expired",
-    "oidc wrong audience",
-    "oidc alg none",
-    "oidc HS256",
-    "oidc unknown kid",
-]
+from tests.access.expected import ALLOWED, EVERY, UNKNOWN
 
 
 def test_every_rpc_of_the_contract_has_a_rule_and_nothing_else_has() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT
 from benchmarks.suite import Measured, Suite
-from tests.reliability import chaos, fuzz, resume
+from tests.reliability import chaos, credentials, fuzz, resume
 
 PROOFS: Mapping[str, Callable[[bool], Measured]] = {
     "chaos": chaos.run,
+    "credentials": credentials.run,
     "fuzz": fuzz.run,
     "resume": resume.run,
 }
