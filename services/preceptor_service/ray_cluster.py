@@ -39,6 +39,7 @@ class RayCluster:
         address = os.environ.get("RAY_ADDRESS", "local")
         if address == "local":
             _want_token()
+            _stay_on_this_machine()
         else:
             _require_answer(address)
         import ray
@@ -120,6 +121,12 @@ def _want_token() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _stay_on_this_machine() -> None:
+    """Has a Ray that is started here listen on 127.0.0.1 alone, as it does on macOS; read once, on import, as well."""
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def _warn_without_token() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 
 from preceptor_service.config import ConfigError
 from preceptor_service.process_log import LOG_TO
-from preceptor_service.ray_cluster import RayCluster
+from preceptor_service.ray_cluster import RayCluster, _stay_on_this_machine
+
+_ON_OTHER_ADDRESSES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class FakeRay(SimpleNamespace):
@@ -28,6 +31,14 @@ class FakeRay(SimpleNamespace):
     def init(self, **settings: Any) -> SimpleNamespace:
         self.settings = settings
         return SimpleNamespace(dashboard_url=self._dashboard_url)
+
+
+def test_a_ray_that_is_started_here_stays_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.setenv(_ON_OTHER_ADDRESSES, "")
+    monkeypatch.delenv(_ON_OTHER_ADDRESSES)
+    _stay_on_this_machine()
+    assert os.environ[_ON_OTHER_ADDRESSES] == "0"
 
 
 def join(monkeypatch: pytest.MonkeyPatch, version: str = "2.60.0", dashboard_url: str = "") -> FakeRay:

@@ -15,9 +15,15 @@ def test_every_rpc_answers_every_kind_of_credentials_as_expected() -> None:
     assert [figure.name for figure in figures if figure.is_missed] == [], raw
 
 
-@pytest.mark.slow
-def test_another_host_reaches_the_gateway_and_the_metrics_and_nothing_else() -> None:
+@pytest.mark.parametrize(
+    "pool",
+    [
+        pytest.param("in-process", marks=pytest.mark.slow),
+        pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.long]),
+    ],
+)
+def test_another_host_reaches_the_gateway_and_the_metrics_and_nothing_else(pool: str) -> None:
     if not can_make_hosts():
         lacking("network namespaces (root and iproute2)")
-    found = answering_ports("in-process")
+    found = answering_ports(pool)
     assert found.answering == found.wanted, found.raw()

@@ -16,6 +16,7 @@ from preceptor_service.config import ServiceConfig, parse_config
 from preceptor_service.gateway.gateway import Gateway, Ports
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.process_log import start_logging
+from preceptor_service.replica_port import keep_replica_port_local
 from preceptor_service.scoring.ray_pool import RayPool
 from preceptor_service.tracing import start_tracing
 from preceptor_service.weight_store import WeightStore
@@ -36,6 +37,7 @@ class GatewayReplica:
 
     async def __init__(self, settings: dict[str, Any], scorers: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
         start_logging()
+        keep_replica_port_local()
         config = parse_config(settings)
         in_flight = ByteBudget(config.gateway.in_flight_bytes)
         gateway = Gateway(

@@ -11,6 +11,7 @@ from preceptor_service.config import ServiceConfig, parse_config
 from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.process_log import start_logging
+from preceptor_service.replica_port import keep_replica_port_local
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.in_process import InProcessPool
@@ -32,6 +33,7 @@ class Scorer:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         start_logging()
+        keep_replica_port_local()
         config = parse_config(settings)
         weight_store = WeightStore.open(config.weights)
         engine = ScoringEngine(
