@@ -407,7 +407,7 @@ class RunRegistry:
             run.loading = asyncio.create_task(self.serve(run, head))
 
     async def _catch_up(self, run: ActiveRun, observed_version: int) -> None:
-        head = await asyncio.to_thread(self._weight_store.head, run.run_id, "learner")
+        head = await asyncio.to_thread(self._weight_store.newest_intact, run.run_id, "learner")
         run.advance(head)
         if _version(run.learner) < observed_version:
             raise UnavailableError(
@@ -421,7 +421,8 @@ class RunRegistry:
             record = self._run_store.read(run.run_id)
         except RunNotFoundError:
             return None, (None, None, None)
-        learner = self._weight_store.head(run.run_id, "learner")
+        # Of a damaged version the one before serves, until newer weights are pushed.
+        learner = self._weight_store.newest_intact(run.run_id, "learner")
         # A reference never changes, few runs have two, and a look costs a request where the store is a bucket.
         reference = run.reference or self._weight_store.head(run.run_id, "reference")
         fold_1 = self._weight_store.head(run.run_id, "reference_fold_1") if run.spec.cross_reference else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from preceptor.errors import DiskFullError, InvalidWeightsError
+from preceptor_service.failpoints import reached
 
 
 class Staged:
@@ -26,6 +27,7 @@ class Staged:
         self.digest: str | None = None
         self._sha256 = hashlib.sha256()
         self._file = path.open("xb")
+        reached("upload-opened")
 
     def write(self, data: bytes) -> None:
         """Appends `data`.
@@ -43,6 +45,7 @@ class Staged:
             self._file.write(data)
         self._sha256.update(data)
         self.written_bytes += len(data)
+        reached("upload-written")
 
     def seal(self, sha256: bytes) -> None:
         """Makes the file durable, once it is known to be what the sender meant.
@@ -63,6 +66,7 @@ class Staged:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
+        reached("upload-synced")
         self.digest = f"sha256:{self._sha256.hexdigest()}"
 
     def close(self) -> None:
@@ -70,6 +74,7 @@ class Staged:
         with suppress(OSError):  # buffered bytes that a full disk does not take, of a file that goes away anyway
             self._file.close()
         self.path.unlink(missing_ok=True)
+        reached("upload-removed")
 
     def __enter__(self) -> Staged:
         return self

@@ -31,6 +31,7 @@ from preceptor.errors import (
     WeightsNotFoundError,
 )
 from preceptor_service.config import WeightsConfig
+from preceptor_service.failpoints import reached
 from preceptor_service.storage import SET_ASIDE, Storage, StoreHealth, as_storage, blob_name, open_storage
 from preceptor_service.weight_staging import Staged, disk_errors
 
@@ -162,8 +163,9 @@ class WeightStore:
         """Makes sealed weights the next version of a run, atomically and durably.
 
         Idempotent: a learner with the step and digest of a kept version, or a reference with the digest of
-        the committed one, answers that version. Only with `rewind` a learner must equal the newest version
-        for that, since going back to an older one is what is asked for.
+        the committed one, answers that version. A learner must equal the newest version for that where it comes with
+        `rewind`, since going back to an older one is what is asked for, or is ahead of the newest in steps, since
+        training went back before and came again to where it was.
 
         Args:
             run_id: the run.
@@ -259,6 +261,18 @@ class WeightStore:
         numbers = self._numbers(place)
         return self._read(place, numbers[-1]) if numbers else None
 
+    def newest_number(self, run_id: str, role: Role) -> int:
+        """Returns the number of the newest committed version, damaged or not; 0 before the first."""
+        return max(self._numbers(self._place(run_id, role)), default=0)
+
+    def newest_intact(self, run_id: str, role: Role) -> WeightsVersion | None:
+        """Returns the newest committed version that is kept and intact; one above it that is damaged is logged."""
+        place = self._place(run_id, role)
+        for number in reversed(self._kept_numbers(place)):
+            if intact := self._intact(place, [number]):
+                return intact[0]
+        return None
+
     def version(self, run_id: str, role: Role, version: int) -> WeightsVersion:
         """Returns one committed version that is kept.
 
@@ -283,7 +297,7 @@ class WeightStore:
         Raises:
             WeightsNotFoundError: there are none, or `digest` is not one.
         """
-        if not self._storage.exists(blob_name(_checked(digest))):
+        if not self._storage.exists(blob_name(_checked(digest))) and not self._brought_back(digest):
             raise weights_not_found(digest)
 
     def blob_path(self, digest: str) -> Path:
@@ -292,10 +306,7 @@ class WeightStore:
         Raises:
             WeightsNotFoundError: there are none, or `digest` is not one.
         """
-        try:
-            return self._storage.blob(_checked(digest))
-        except FileNotFoundError as error:
-            raise weights_not_found(digest) from error
+        return self._found(self._storage.blob, digest)
 
     def verify(self, digest: str) -> Path:
         """Returns that file, after reading it whole and comparing its checksum.
@@ -304,10 +315,7 @@ class WeightStore:
             WeightsNotFoundError: there are none.
             InternalError: the weights are damaged.
         """
-        try:
-            return self._storage.verified_blob(_checked(digest))
-        except FileNotFoundError as error:
-            raise weights_not_found(digest) from error
+        return self._found(self._storage.verified_blob, digest)
 
     def delete_run(self, run_id: str) -> None:
         """Forgets every version of a run. Does nothing where there is none."""
@@ -334,6 +342,7 @@ class WeightStore:
                 with suppress(FileNotFoundError):  # another collection was faster
                     if storage.modified_s(_manifest(folder, successor)) < now - self._grace_s:
                         storage.remove(_manifest(folder, expired))
+                        reached("version-expired")
         for name in storage.names("staging"):
             if name.endswith(SET_ASIDE):
                 self._restore_or_remove(name)
@@ -344,6 +353,7 @@ class WeightStore:
                     # Set aside first: a commit that named it in this very moment is seen afterwards.
                     set_aside = f"{name}.{uuid.uuid4().hex}{SET_ASIDE}"
                     storage.rename(f"blobs/{name}", f"staging/{set_aside}")
+                    reached("blob-set-aside")
                     self._restore_or_remove(set_aside)
         storage.sweep(now - UPLOAD_GRACE_S)
 
@@ -416,14 +426,34 @@ class WeightStore:
         stored = {name: value for name, value in asdict(version).items() if value is not None}
         return self._storage.create(manifest, json.dumps(stored).encode())
 
+    def _found(self, find: Callable[[str], Path], digest: str) -> Path:
+        with suppress(FileNotFoundError):
+            return find(_checked(digest))
+        if self._brought_back(digest):
+            with suppress(FileNotFoundError):
+                return find(digest)
+        raise weights_not_found(digest)
+
+    def _brought_back(self, digest: str) -> bool:
+        """Undoes what a collection did that set a blob aside and died; tells whether one did."""
+        blob = digest.removeprefix("sha256:")
+        for name in self._storage.names("staging"):
+            if name.startswith(blob) and name.endswith(SET_ASIDE):
+                with suppress(FileNotFoundError):  # a collection that lives was faster
+                    self._storage.rename(f"staging/{name}", f"blobs/{blob}")
+                return self._storage.exists(blob_name(digest))
+        return False
+
     def _restore_or_remove(self, set_aside: str) -> None:
         blob = set_aside.partition(".")[0]
         named = self._named_digests()
         with suppress(FileNotFoundError):  # another collection was faster
             if (named is None or blob in named) and not self._storage.exists(f"blobs/{blob}"):
                 self._storage.rename(f"staging/{set_aside}", f"blobs/{blob}")
+                reached("blob-restored")
             else:
                 self._storage.remove(f"staging/{set_aside}")
+                reached("blob-removed")
 
     def _named_digests(self) -> set[str] | None:
         """Returns the digests, without "sha256:", of all versions with a manifest; None where one cannot be read."""
@@ -458,8 +488,9 @@ class WeightStore:
         except FileNotFoundError as error:
             raise WeightsNotFoundError(f"run {run_id!r} has no {role} version {number} any more") from error
         except (ValueError, TypeError) as error:
+            cure = "push newer weights" if role == "learner" else "create another run, since a reference never changes"
             raise InternalError(
-                f"{role} version {number} of run {run_id!r} is damaged in the store ({error}); push the weights again"
+                f"{role} version {number} of run {run_id!r} is damaged in the store ({error}); {cure}"
             ) from error
         return version
 
@@ -504,9 +535,11 @@ def _deleted(run_id: str) -> PushConflictError:
 def _repeated(
     kept: list[WeightsVersion], newest: int, role: Role, digest: str, step: int, rewind: bool
 ) -> WeightsVersion | None:
-    for version in kept:
+    # Training that went back comes to the same weights again, and means them to be used again.
+    is_ahead = role == "learner" and bool(kept) and step > kept[-1].step
+    for version in reversed(kept):
         same = version.digest == digest and (role != "learner" or version.step == step)
-        if same and (version.version == newest or not rewind):
+        if same and (version.version == newest or not (rewind or is_ahead)):
             return version
     return None
 

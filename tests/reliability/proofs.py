@@ -8,9 +8,10 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT
 from benchmarks.suite import Measured, Suite
-from tests.reliability import chaos, credentials, fuzz, resume
+from tests.reliability import atomic_push, chaos, credentials, fuzz, resume
 
 PROOFS: Mapping[str, Callable[[bool], Measured]] = {
+    "atomic-push": atomic_push.run,
     "chaos": chaos.run,
     "credentials": credentials.run,
     "fuzz": fuzz.run,

@@ -55,16 +55,15 @@ def began_at(hold: Path) -> Path:
 
 
 @contextmanager
-def serving(store: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Such a process on a store: where it listens, and what to kill.
+def serving(store: Path, failpoint: str = "") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Such a process on a store, that dies at `failpoint`: where it listens, and what to kill.
 
     It has as many threads as this one: the order in which a sum is added up depends on it, and so does its last bit.
     """
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     command = [sys.executable, "-m", "tests.service.mortal_service", str(store), str(torch.get_num_threads())]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-    ) as process:
+    environment = {**os.environ, "PYTHONPATH": path, "PRECEPTOR_FAILPOINT": failpoint}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             yield process.stdout.readline().strip(), process

@@ -113,6 +113,25 @@ def test_a_blob_set_aside_by_a_collection_that_died_is_restored(place: Place) ->
     assert place.names("blobs") == [name]
 
 
+def test_a_version_whose_weights_a_collection_set_aside_and_died_is_served_without_waiting_for_the_next(
+    place: Place,
+) -> None:
+    store = store_with_runs(place.open(), keep_versions=2)
+    versions = [push(store, b"%d" % step, step=step) for step in range(3)]
+    reads = (store.blob_path, store.verify, lambda digest: store.require(digest))
+
+    for version, read in zip(versions, reads, strict=True):
+        name = hexadecimal(version)
+        place.open().rename(f"blobs/{name}", f"staging/{name}.0.set-aside")
+        forget = getattr(place, "cache", None)
+        if forget is not None:  # what lies on this machine is served whatever becomes of the object
+            (forget / "blobs" / name).unlink()
+        read(version.digest)
+
+    assert place.names("blobs") == sorted(hexadecimal(version) for version in versions)
+    assert place.names("staging") == []
+
+
 def test_collecting_without_pause_never_loses_what_was_committed(place: Place) -> None:
     store = store_with_runs(place.open(), keep_versions=2)
     last = 60 if isinstance(place, DirectoryPlace) else 15

@@ -152,6 +152,15 @@ class TestRewind:
         assert store.head("run", "learner") == back
         assert push(store, b"one", step=1, rewind=True, base=2) == back
 
+    def test_weights_that_training_comes_to_again_after_it_went_back_are_used_again(self, store: WeightStore) -> None:
+        push(store, b"five", step=5)
+        push(store, b"two", step=2, rewind=True)
+
+        again = push(store, b"five", step=5)
+
+        assert again.version == 3
+        assert push(store, b"five", step=5) == again
+
 
 class TestReference:
     def test_it_is_frozen(self, store: WeightStore) -> None:
@@ -230,12 +239,26 @@ class TestDamage:
             store.head("run", "learner")
         assert store.versions("run", "learner") == (first,)
         assert store.version("run", "learner", 1) == first
+        assert store.newest_intact("run", "learner") == first
 
     def test_a_push_goes_on_after_a_damaged_manifest(self, store: WeightStore, place: Place) -> None:
         push(store, b"one", step=1)
         place.write(f"{place.versions('run')}/00000001.json", b"")
+        assert store.newest_intact("run", "learner") is None
 
-        assert push(store, b"two", step=2, base=1).version == 2
+        after = push(store, b"two", step=2, base=store.newest_number("run", "learner"))
+
+        assert after.version == 2
+        assert store.newest_intact("run", "learner") == store.head("run", "learner") == after
+
+    def test_a_damaged_reference_is_named_and_stays_frozen(self, store: WeightStore, place: Place) -> None:
+        push(store, b"one", role="reference")
+        place.write(f"{place.versions('run', 'reference')}/00000001.json", b"")
+
+        with pytest.raises(InternalError, match=r"reference version 1 .* is damaged .*; create another run"):
+            store.head("run", "reference")
+        with pytest.raises(ReferenceFrozenError, match=r"\(damaged\)"):
+            push(store, b"two", role="reference", base=0)
 
     def test_no_blob_is_removed_while_a_manifest_is_damaged(self, store: WeightStore, place: Place) -> None:
         one = push(store, b"one", step=1)

@@ -68,7 +68,7 @@ class WeightsService:
         header: weights_pb2.PushHeader,
         requests: AsyncIterator[weights_pb2.PushWeightsRequest],
     ) -> WeightsVersion:
-        base = await asyncio.to_thread(self._weight_store.head, run.run_id, role)
+        base_version = await asyncio.to_thread(self._weight_store.newest_number, run.run_id, role)
         async with Upload(self._weight_store, header.total_bytes) as upload:
             await self._receive(requests, upload)
             await upload.do(self._runs.check_weights, run, role, upload.staged.path, upload.staged.digest or "")
@@ -78,7 +78,7 @@ class WeightsService:
                 role,
                 upload.staged,
                 step=header.step,
-                base_version=base.version if base else 0,
+                base_version=base_version,
                 rewind=header.rewind,
                 is_current=lambda: self._runs.is_current(run),
             )

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from preceptor.errors import DiskFullError
+from preceptor_service.failpoints import reached
 from preceptor_service.storage.directory import remove_if_older
 from preceptor_service.storage.storage import damaged
 
@@ -105,7 +106,8 @@ class BlobCache:
     def sweep(self) -> None:
         """Removes what was left behind in `staging`; every fetch does too."""
         for leftover in self.staging.iterdir():
-            remove_if_older(leftover, time.time() - _ABANDONED_S)
+            if remove_if_older(leftover, time.time() - _ABANDONED_S):
+                reached("leftover-removed")
 
     def _evict(self, newest: Path) -> None:
         self.sweep()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from preceptor_service.failpoints import reached
 from preceptor_service.storage.storage import SET_ASIDE, StoreHealth, Versions, blob_name, damaged
 from preceptor_service.weight_staging import make_directory, sync_directory
 
@@ -103,7 +104,9 @@ class DirectoryStorage:
         """Makes the directory of the role, never that of the run."""
         directory = self._runs / run_id / role
         _make_below(directory)
+        reached("versions-made")
         sync_directory(directory.parent)
+        reached("versions-durable")
         return self._name(directory)
 
     def find_versions(self, run_id: str, role: str) -> str | None:
@@ -153,13 +156,16 @@ class DirectoryStorage:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            reached("manifest-synced")
             try:
                 os.link(complete, path)
             except FileExistsError:
                 # NFS may say so for its own repeated request; the link count knows.
                 if complete.stat().st_nlink == 1:
                     return False
+            reached("manifest-named")
             sync_directory(path.parent)
+            reached("manifest-durable")
             return True
         finally:
             complete.unlink(missing_ok=True)
@@ -186,8 +192,11 @@ class DirectoryStorage:
         os.utime(file)
         link = self._staging / f"{uuid.uuid4().hex}.blob"
         os.link(file, link)
+        reached("blob-linked")
         link.replace(self._root / blob_name(digest))
+        reached("blob-named")
         sync_directory(self._blobs)
+        reached("blob-durable")
 
     def touch_blob(self, digest: str) -> int:
         """Sets the file's time."""
@@ -214,8 +223,8 @@ class DirectoryStorage:
     def sweep(self, before_s: float) -> None:
         """Removes old files and directories in `staging/`."""
         for leftover in self._staging.iterdir():
-            if not leftover.name.endswith(SET_ASIDE):
-                remove_if_older(leftover, before_s)
+            if not leftover.name.endswith(SET_ASIDE) and remove_if_older(leftover, before_s):
+                reached("leftover-removed")
 
     def _record(self, run_id: str) -> Path:
         return self._runs / run_id / "run.json"
@@ -232,11 +241,13 @@ def _make_below(directory: Path) -> None:
         raise FileNotFoundError(str(directory)) from error
 
 
-def remove_if_older(path: Path, time_s: float) -> None:
-    """Removes a file, or a directory with what it holds, last written before then."""
+def remove_if_older(path: Path, time_s: float) -> bool:
+    """Removes a file, or a directory with what it holds, last written before then; tells whether it did."""
     with suppress(FileNotFoundError):  # another collection was faster
         if path.stat().st_mtime < time_s:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+            return True
+    return False

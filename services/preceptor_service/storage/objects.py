@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from preceptor.errors import InternalError, PreceptorError
 from preceptor_service.config import ConfigError
+from preceptor_service.failpoints import reached
 from preceptor_service.storage.blob_cache import BlobCache
 from preceptor_service.storage.bucket import PART_BYTES, Bucket
 from preceptor_service.storage.storage import SET_ASIDE, StoreHealth, Versions, blob_name
@@ -204,6 +205,7 @@ class ObjectStorage:
         """Creates the manifest, and takes it back where the life of the run ended meanwhile."""
         if not self._bucket.create(name, content):
             return False
+        reached("object-created")
         _, run_id, life, _, _ = name.split("/")
         try:
             is_alive = self._life(run_id) == life
@@ -229,6 +231,7 @@ class ObjectStorage:
     def rename(self, name: str, to: str) -> None:
         """Copies the object, then removes it."""
         self._bucket.copy(name, to)
+        reached("object-copied")
         self._bucket.remove(name)
 
     def remove(self, name: str) -> None:
@@ -238,7 +241,9 @@ class ObjectStorage:
     def put_blob(self, file: Path, digest: str) -> None:
         """Sends the file, and keeps it in the cache."""
         self._bucket.upload(file, blob_name(digest))
+        reached("object-sent")
         self._cache.keep(file, digest)
+        reached("object-cached")
 
     def touch_blob(self, digest: str) -> int:
         """Copies the object onto itself."""
@@ -272,6 +277,7 @@ class ObjectStorage:
         for key, info in self._bucket.list("staging").items():
             if not key.endswith(SET_ASIDE) and info.modified_s < before_s:
                 self._bucket.remove(key)
+                reached("leftover-removed")
         _, dead = self._lives_listed()
         for run_id, life in sorted({(run_id, life) for run_id, life, _, _ in dead}):
             with suppress(InternalError):  # a damaged record may be that of this life
