@@ -29,7 +29,8 @@ def relative_compute(
         savings: s, the share of learner updates saved; below 0 where the selected run needed more, below 1.
         f_online: f, FLOPs of the online model's forward pass over the learner's; 0 or above.
         f_reference: f_r, the same for the reference model; 0 or above.
-        ratio: ρ = B / b, super-batch over sub-batch; 1 or above.
+        ratio: ρ = B / b, super-batch over sub-batch; 0 or above: below 1 where scores serve more than once, or not all
+            that was selected was scored for.
         charge_reference_training: T_r, examples the reference was trained on over those of the uniform run: 1 as in the
             paper's figure, 0 where it was there already, and what was really used where that is known.
         charge_online_training: T_o, 1 where the online model is trained beside the learner as in the paper, 0 where
@@ -86,7 +87,7 @@ def _per_update(
 ) -> float:
     _check("f_online", f_online, 0.0)
     _check("f_reference", f_reference, 0.0)
-    _check("ratio", ratio, 1.0)
+    _check("ratio", ratio, 0.0)
     _check("charge_online_training", charge_online_training, 0.0)
     _check("charge_reference_scoring", charge_reference_scoring, 0.0)
     _check("charge_reference_updates", charge_reference_updates, 0.0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from preceptor.runs import RunSpec
 from preceptor_service.cost import PAPER_SAVINGS, break_even_savings, relative_compute
+from preceptor_service.run_counters import RunCounters
 from preceptor_service.scores import ScoreRule
 
 
@@ -16,6 +17,10 @@ class ForwardFlops:
     learner_copy: float | None = None
     reference: float | None = None
 
+    def of_rows(self, learner_rows: int, reference_rows: int) -> float:
+        """Returns the operations of forward passes of so many rows, as far as they can be counted."""
+        return (self.learner_copy or 0.0) * learner_rows + (self.reference or 0.0) * reference_rows
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -25,12 +30,14 @@ class Cost:
         learner_flops: of one forward pass of one example, as the trainer declared them; else the learner copy's.
         learner_copy_flops: the same of the learner copy; 0 where the score rule needs none.
         reference_flops: the same of the reference, or of both; 0 where the score rule needs none.
-        reference_scored_share: of the candidates, those that the reference scored; the others' losses a table had.
-        ratio: B / b over all answers.
+        reference_scored_share: rows that the reference scored, or each of both, over those that were scored at all; the
+            others' losses a table had.
+        ratio: ρ, rows that were scored over examples selected: B / b, and what padding adds, and less what was drawn
+            unscored.
         break_even_savings: share of learner updates that must be saved for selection to pay; 1 or above: it cannot.
         expected_savings: share that the trainer expects to save; else the paper's.
-        compute_ratio: compute over that of uniform training at that saving, the reference's training charged as
-            in the paper's figure.
+        compute_ratio: compute over that of uniform training at that saving, the reference's training charged as the
+            run says, else as in the paper's figure.
 
     Source: `preceptor_service.cost`.
     """
@@ -49,46 +56,32 @@ class Cost:
         """Whether selection is expected to pay."""
         return self.compute_ratio < 1
 
-    @property
-    def scoring_flops(self) -> float:
-        """Operations that score one candidate."""
-        return self.learner_copy_flops + self.reference_flops * self.reference_scored_share
 
+def cost_of(spec: RunSpec, rule: ScoreRule, flops: ForwardFlops, counters: RunCounters) -> Cost | None:
+    """Returns the cost of what was counted.
 
-def cost_of(
-    spec: RunSpec,
-    rule: ScoreRule,
-    flops: ForwardFlops,
-    candidates: int,
-    selected: int,
-    reference_scored_share: float = 1.0,
-    super_batches: int = 0,
-) -> Cost | None:
-    """Returns the cost of a run that offered `candidates`, got `selected`, and had that share scored by the reference.
-
-    None before the first answer, for a rule that scores nothing, where operations are not known, and where more was
-    selected than offered: from a memory bank, a gateway may sample what another one scored.
-    `super_batches` is how many those were; read where the reference is trained on some of each.
-
-    None before the first answer, for a rule that scores nothing, and where operations are not known.
+    None before something was scored and something selected, for a rule that scores nothing, and where operations are
+    not known.
     """
     learner = spec.learner_flops or flops.learner_copy
     copy = flops.learner_copy if rule.needs_learner else 0.0
     reference = flops.reference if rule.needs_reference else 0.0
-    if spec.cross_reference and reference is not None:
-        reference *= 2
-    if not 0 < selected <= candidates or not learner or copy is None or reference is None or not copy + reference:
+    if not (counters.selected and counters.has_scored):
         return None
-    online_reference = spec.co_training.reference_examples if spec.co_training is not None else 0
-    trained_on = min(online_reference * super_batches, candidates)
+    if not learner or copy is None or reference is None or not copy + reference:
+        return None
+    references = 2 if spec.cross_reference else 1
+    reference *= references
+    by_reference = counters.reference_rows / references
+    scored = max(counters.learner_rows, by_reference)
+    reference_scored_share = by_reference / scored if scored else 0.0
     shares = {
         "f_online": copy / learner,
         "f_reference": reference / learner,
-        "ratio": candidates / selected,
-        # Of two references each is trained on half of the data; an online one is trained on the way.
-        "charge_reference_training": 0.0 if online_reference else 0.5 if spec.cross_reference else 1.0,
+        "ratio": scored / counters.selected,
+        "charge_reference_training": _reference_training(spec, reference / learner),
         "charge_reference_scoring": reference_scored_share,
-        "charge_reference_updates": trained_on / selected,
+        "charge_reference_updates": _trained_on(spec, counters) / counters.selected,
         # A copy of the learner itself is not trained a second time, unless the service does it.
         "charge_online_training": 0.0 if spec.learner_flops is None and spec.co_training is None else 1.0,
     }
@@ -98,8 +91,23 @@ def cost_of(
         learner_copy_flops=copy,
         reference_flops=reference,
         reference_scored_share=reference_scored_share,
-        ratio=candidates / selected,
+        ratio=scored / counters.selected,
         break_even_savings=break_even_savings(**shares),
         expected_savings=expected,
         compute_ratio=relative_compute(expected, **shares),
     )
+
+
+def _reference_training(spec: RunSpec, f_reference: float) -> float:
+    """Returns T_r, examples that the reference was trained on beforehand over those of the uniform run."""
+    if spec.co_training is not None and spec.co_training.reference_examples:
+        return 0.0  # it is trained on the way
+    if spec.reference_training_share is not None:
+        return spec.reference_training_share / f_reference if f_reference else 0.0
+    return 0.5 if spec.cross_reference else 1.0  # of two references each is trained on half of the data
+
+
+def _trained_on(spec: RunSpec, counters: RunCounters) -> int:
+    """Returns the examples that a reference is trained on beside the learner; a super-batch may hold fewer."""
+    examples = spec.co_training.reference_examples if spec.co_training is not None else 0
+    return min(examples * counters.super_batches, counters.candidates)

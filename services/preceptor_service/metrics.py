@@ -144,7 +144,13 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
             ("run",),
             "Answers of steps that were held back as the control arm, of runs with a control_fraction.",
         ),
-        Metric("scoring_flops", "counter", "1", ("run",), "Floating-point operations of forward passes that scored."),
+        Metric(
+            "scoring_flops",
+            "counter",
+            "1",
+            ("run",),
+            "Floating-point operations of the forward passes behind answers and memory banks, padding included.",
+        ),
         Metric(
             "forward_flops",
             "gauge",

@@ -52,6 +52,8 @@ class Stages:
         queue_s: the rest of their time at scorers and on the way there and back, summed.
         micro_batches: how many were scored.
         rescored_micro_batches: how many of them more than once.
+        learner_rows, reference_rows: of the forward passes of learner copy and reference, or of both references,
+            padding included; what both share is the learner copy's. Of passes that came to nothing they know nothing.
         reference_losses_found, reference_losses_missing: candidates that the run's table had, and had not.
     """
 
@@ -64,12 +66,17 @@ class Stages:
     queue_s: float = 0.0
     micro_batches: int = 0
     rescored_micro_batches: int = 0
+    learner_rows: int = 0
+    reference_rows: int = 0
     reference_losses_found: int = 0
     reference_losses_missing: int = 0
 
-    def count(self, losses: Losses, called_s: float) -> None:
+    def count(self, models: ScoringModels, micro_batch: MicroBatch, losses: Losses, called_s: float) -> None:
         """Counts a micro-batch whose losses came `called_s` after it was handed to a scorer."""
         self.micro_batches += 1
+        by_learner = sum(ref == models.learner for ref, _ in models.forward_passes)
+        self.learner_rows += by_learner * micro_batch.rows
+        self.reference_rows += (len(models.forward_passes) - by_learner) * micro_batch.rows
         self.forward_s += losses.forward_s
         self.load_s += losses.load_s
         self.queue_s += max(0.0, called_s - losses.forward_s - losses.load_s)
@@ -281,7 +288,7 @@ class Pipeline:
                     async with asyncio.timeout(self._micro_batch_timeout_s):
                         losses, asked = await self._hedging.first(partial(self._pool.losses, models, micro_batch))
                     stages.rescored_micro_batches += asked - 1
-                    stages.count(losses, time.perf_counter() - called)
+                    stages.count(models, micro_batch, losses, time.perf_counter() - called)
                     return losses
                 except (ScorerLostError, TimeoutError):
                     stages.rescored_micro_batches += 1

@@ -28,6 +28,7 @@ from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
 from preceptor_service.reference_losses import ReferenceLosses, ReferenceLossTables
+from preceptor_service.run_counters import RunCounters
 from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.schedule import share_by_score
 from preceptor_service.scores import ScoreRule
@@ -45,39 +46,6 @@ _COLLECT_S = 30.0
 _UNKNOWN_FLOPS = ForwardFlops()
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class RunCounters:
-    """What this gateway answered for a run since it started."""
-
-    last_step: int | None = None
-    last_answer_time_s: float | None = None
-    super_batches: int = 0
-    candidates: int = 0
-    selected: int = 0
-    fallbacks: int = 0
-    control_super_batches: int = 0
-    failures: int = 0
-    forward_s: float = 0.0
-    answer_s: float = 0.0
-    reference_losses_found: int = 0
-    reference_losses_missing: int = 0
-
-    @property
-    def reference_scored_share(self) -> float:
-        """Of the candidates whose reference loss was looked up, those that no table had; 1 where none was."""
-        looked_up = self.reference_losses_found + self.reference_losses_missing
-        return self.reference_losses_missing / looked_up if looked_up else 1.0
-
-    def count(self, step: int, candidates: int, selected: int, is_fallback: bool) -> None:
-        """Counts one answered super-batch."""
-        self.last_answer_time_s = time.time()
-        self.last_step = step if self.last_step is None else max(step, self.last_step)
-        self.super_batches += 1
-        self.candidates += candidates
-        self.selected += selected
-        self.fallbacks += is_fallback
 
 
 @dataclass
@@ -130,16 +98,7 @@ class ActiveRun:
     @property
     def cost(self) -> Cost | None:
         """Whether selection pays, by what this gateway answered; None where that cannot be said."""
-        counters = self.counters
-        return cost_of(
-            self.spec,
-            self.rule,
-            self.flops,
-            counters.candidates,
-            counters.selected,
-            counters.reference_scored_share,
-            counters.super_batches,
-        )
+        return cost_of(self.spec, self.rule, self.flops, self.counters)
 
     @property
     def lacks_reference(self) -> bool:

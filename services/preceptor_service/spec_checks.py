@@ -18,6 +18,7 @@ _TEMPERATURE = (1e-6, 1e6)
 _MAX_PRIORITY_EXPONENT = 1e3
 _DEADLINE_S = (1e-3, 3600.0)
 _FLOPS = (1.0, 1e18)
+_MAX_TRAINING_SHARE = 1e6
 _SAVINGS = (-10.0, 0.99)
 _LEARNING_RATE = (1e-12, 1e3)
 _BELOW_1 = 1 - 1e-9
@@ -51,6 +52,8 @@ def check_spec(spec: RunSpec) -> None:
         _check_range("deadline_s", spec.deadline_s, *_DEADLINE_S)
     if spec.learner_flops is not None:
         _check_range("learner_flops", spec.learner_flops, *_FLOPS)
+    if spec.reference_training_share is not None:
+        _check_range("reference_training_share", spec.reference_training_share, 0, _MAX_TRAINING_SHARE)
     if spec.expected_savings is not None:
         _check_range("expected_savings", spec.expected_savings, *_SAVINGS)
     if spec.reference_losses is not None and not RUN_ID.fullmatch(spec.reference_losses):
@@ -177,6 +180,7 @@ def _check_online_reference(spec: RunSpec, methods: MethodRegistry) -> None:
         "reference_digest": spec.reference_digest is not None,
         "reference_losses": spec.reference_losses is not None,
         "cross_reference": spec.cross_reference,
+        "reference_training_share": spec.reference_training_share is not None,
     }
     for other in (name for name, is_set in others.items() if is_set):
         raise InvalidRunError(

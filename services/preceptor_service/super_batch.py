@@ -71,14 +71,14 @@ class SuperBatch:
     def micro_batches(self, size: int) -> Iterator[MicroBatch]:
         """Yields the candidates in order, `size` rows at a time.
 
-        The last one is padded to the next power of two, at most `size`, so that forward passes have
-        few different shapes. Candidate i is always row `i % size` of micro-batch `i // size`: for the
-        same super-batch a forward pass has the same shape and the same neighbours, whoever runs it,
-        and gives the same losses to the last bit.
+        The last one is padded by less than a sixteenth, at most to `size`, so that forward passes have
+        few different shapes and hardly cost more. Candidate i is always row `i % size` of micro-batch
+        `i // size`: for the same super-batch a forward pass has the same shape and the same neighbours,
+        whoever runs it, and gives the same losses to the last bit.
         """
         for start in range(0, self.rows, size):
             count = min(size, self.rows - start)
-            rows = min(size, 1 << (count - 1).bit_length())
+            rows = min(size, _rounded_up(count))
             yield MicroBatch(
                 columns={name: _padded(column[start : start + count], rows) for name, column in self.columns.items()},
                 row_count=count,
@@ -210,6 +210,12 @@ def _values(batch: pa.RecordBatch, column: ColumnSpec) -> NDArray[np.generic]:
 def _refuse_nulls(array: pa.Array, column: ColumnSpec) -> None:
     if array.null_count:
         raise InvalidSuperBatchError(f"column {column.name!r} has {array.null_count} nulls; fill or drop them")
+
+
+def _rounded_up(count: int) -> int:
+    """Returns the next number of five binary digits and then zeros: 16 between a power of two and the next."""
+    step = 1 << max(0, (count - 1).bit_length() - 5)
+    return -(-count // step) * step
 
 
 def _padded(values: NDArray[np.generic], rows: int) -> NDArray[np.generic]:

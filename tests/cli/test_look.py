@@ -52,8 +52,25 @@ def test_runs_lists_every_run_and_its_settings(preceptor: Run, target: str) -> N
 def test_status_once_shows_versions_staleness_and_counts(preceptor: Run, target: str) -> None:
     ran = preceptor("status", "--once", "--target", target)
     assert (ran.code, ran.err) == (0, "")
-    assert _row(ran, "used") == ["used", "1,002", "1", "2/100", "2", "25.0%", "0", "0", "298%", "–"]
-    assert _row(ran, LONG) == [LONG, "–", "–", "–", "0", "–", "0", "0", "–", "–"]
+    with SelectionClient(target) as client:
+        seconds = client.get_run("used").status().forward_s
+    row = _row(ran, "used")
+    assert row[:11] == ["used", "1,002", "1", "2/100", "2", "25.0%", "0", "0", "no", "298%", "never"]
+    assert row[11:] == [f"{seconds:,.1f}", "–"]
+    assert _row(ran, LONG) == [LONG, "–", "–", "–", "0", "–", "0", "0", "–", "–", "–", "0.0", "–"]
+
+
+def test_status_says_whether_selection_pays_in_eighty_columns_too(preceptor: Run, target: str) -> None:
+    assert _row(preceptor("status", "--once", "--target", target, COLUMNS="80"), "used")[8:] == ["no", "–"]
+    with SelectionClient(target) as client:
+        pays = client.create_run(digits.spec("pays", learner_flops=1e9))
+        pays.push_reference(digits.weights(2))
+        pays.push_weights(digits.weights(1), step=0)
+        pays.select(digits.candidates(0), sub_batch_size=8, step=0)
+        assert _row(preceptor("status", "--once", "--target", target, COLUMNS="80"), "pays")[8:] == ["yes", "–"]
+        wide = _row(preceptor("status", "--once", "--target", target, COLUMNS="120"), "pays")
+        assert wide[8:11] == ["yes", "54%", "0%"]
+        client.delete_run("pays")
 
 
 @pytest.mark.parametrize("command", [["runs"], ["status", "--once"]], ids=["runs", "status"])
@@ -80,6 +97,7 @@ def test_one_run_is_shown_with_every_setting_and_its_state(preceptor: Run, targe
         "state"
     ].items()
     assert shown["state"]["cost"]["expected_savings"] == pytest.approx(0.46)
+    assert shown["state"]["cost"]["is_positive"] is False
     assert shown["created"] <= shown["last_push"] <= shown["last_answer"]
     assert json.loads(preceptor("runs", "used", "--json", "--target", target).out) == shown
     unused = yaml.safe_load(preceptor("runs", LONG, "--target", target).out)

@@ -57,13 +57,18 @@ def test_a_run_that_needed_more_updates_costs_more() -> None:
     assert relative_compute(-0.5, 0.0, 0.0, ratio=2) == pytest.approx(1.5)
 
 
+def test_scores_that_serve_twice_cost_half() -> None:
+    once, twice = (relative_compute(0.4, 0.1, 0.2, ratio=ratio) for ratio in (1.0, 0.5))
+    assert once - twice == pytest.approx(0.6 * 0.5 / 3 * 0.3)
+
+
 def test_a_free_scorer_costs_what_its_updates_cost() -> None:
     assert relative_compute(0.46, 0.0, 0.0, ratio=5) == pytest.approx(0.54)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("savings", 1.0), ("savings", math.nan), ("f_online", -0.1), ("f_reference", math.inf), ("ratio", 0.9),
+    [("savings", 1.0), ("savings", math.nan), ("f_online", -0.1), ("f_reference", math.inf), ("ratio", -0.1),
      ("charge_reference_training", -1.0)],
 )  # fmt: skip
 def test_a_number_out_of_range_is_named(name: str, value: float) -> None:

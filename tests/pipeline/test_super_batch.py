@@ -137,6 +137,15 @@ def test_micro_batches_hold_every_candidate_once_in_order_and_pad_with_the_last(
     parts = list(SuperBatch({"label": labels}, rows).micro_batches(size))
     assert np.concatenate([part.columns["label"][: part.row_count] for part in parts]).tolist() == labels.tolist()
     assert all(len(part.columns["label"]) == size for part in parts[:-1])
-    assert len(parts[-1].columns["label"]) in {size, *(2**power for power in range(6))}
-    assert len(parts[-1].columns["label"]) < 2 * parts[-1].row_count or parts[-1].row_count == 1
+    assert all(part.rows == len(part.columns["label"]) for part in parts)
     assert set(parts[-1].columns["label"][parts[-1].row_count :].tolist()) <= {rows - 1}
+
+
+def test_padding_stays_below_a_sixteenth_and_forward_passes_have_few_shapes() -> None:
+    shapes = set()
+    for rows in range(1, 2049):
+        (part,) = SuperBatch({"label": np.arange(rows)}, rows).micro_batches(2048)
+        assert rows <= part.rows < rows * 17 / 16
+        shapes.add(part.rows)
+    assert len(shapes) == 32 + 6 * 16
+    assert {1, 31, 32, 34, 136, 320} <= shapes

@@ -40,7 +40,7 @@ def reported(run_id: str, final: float, names: tuple[str, ...] = ("test_accuracy
         selected=160,
         fallbacks=2,
         failures=0,
-        cost=RunCost(1e9, 5e7, 5e7, 3.0, 0.2, 0.46, 0.71),
+        cost=RunCost(1e9, 5e7, 5e7, 3.0, 0.2, 0.46, 0.71, 1.0),
         forward_s=12.5,
         answer_s=20.25,
     )
@@ -181,7 +181,7 @@ def test_what_is_missing_is_said_with_the_way_to_get_it(tmp_path: Path) -> None:
     text = page_of(Material([bare], [], None, "run 'bare' keeps no ledger, and cannot begin one")).text
     assert "run 'bare' keeps no ledger, and cannot begin one. Scores, examples" in text
     assert 'run.report_metrics(step, {"test_accuracy": …})' in text
-    assert "Not known: nothing was answered by this gateway" in text
+    assert "Not known: nothing was scored and selected by this gateway" in text
     assert "None of those that this page looks for." in text
     without_ids = [ledgers.entry(step, None) for step in range(3)]
     file = ledgers.write(tmp_path / "l.parquet", without_ids)
@@ -196,7 +196,7 @@ def test_cost_and_fallbacks_stand_on_the_page(tmp_path: Path) -> None:
     text = page_of(Material([reported("told", 0.9)], [], selections)).text
     assert "71.0 % of the compute of uniform training: compute-positive" in text
     assert "It breaks even at 20.0 %." in text
-    assert "12.5 s of forward passes, and 20.25 s from header to answer" in text
+    assert "Scorers spent 12.5 s in forward passes. From header to answer it took 20.25 s, summed over 40" in text
     assert "fallback: stale 20 66.7 %" in text
     assert "Many fallbacks." in text
 

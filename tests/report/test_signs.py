@@ -33,7 +33,7 @@ def group(name: str, selected: int, expected: float) -> Group:
 
 
 def cost(ratio: float) -> RunCost:
-    return RunCost(1e9, 1e8, 1e8, 2.0, 0.3, 0.25, ratio)
+    return RunCost(1e9, 1e8, 1e8, 2.0, 0.3, 0.25, ratio, 1.0)
 
 
 HURTS = Interval(-0.02, -0.03, -0.01)

@@ -124,6 +124,14 @@ _INVALID: dict[str, tuple[dict[str, Any], str]] = {
         {"co_training": CoTraining(reference_examples=8), "reference_digest": "sha256:" + "0" * 64},
         "co_training.reference_examples is set together with reference_digest; the reference that is trained",
     ),
+    "an online reference that was trained before": (
+        {"co_training": CoTraining(reference_examples=8), "reference_training_share": 0.5},
+        "co_training.reference_examples is set together with reference_training_share; the reference that is trained",
+    ),
+    "a negative share of training": (
+        {"reference_training_share": -0.1},
+        r"reference_training_share is -0.1; choose from 0 to 1e\+06",
+    ),
     "an online reference that nobody reads": (
         {"co_training": CoTraining(reference_examples=8), "score": "hard_learner"},
         "co_training.reference_examples is set together with score 'hard_learner', which reads no reference",

@@ -95,8 +95,10 @@ def test_what_the_reference_is_trained_on_is_charged(client: SelectionClient, ru
         select(run, step)
     cost = run.status().cost
     assert cost is not None
-    # Both are as large as the learner: they train on 8 and on 12 for its 8, and score four times as many.
-    per_update = 1 + 1 + 12 / 8 + 4 / 3 * 2
+    # Both are as large as the learner: they train on 8 and on 12 for its 8, and score four times as many. They begin
+    # alike, so that one forward pass gives the first step's losses of both.
+    assert (cost.ratio, cost.reference_scored_share) == (4, 1 / 2)
+    per_update = 1 + 1 + 12 / 8 + 4 / 3 * (1 + 1 / 2)
     assert cost.compute_ratio == pytest.approx((1 - 0.46) * per_update)
     assert cost.break_even_savings == pytest.approx(1 - 1 / per_update)
 
@@ -370,6 +372,8 @@ def test_the_training_of_the_online_model_is_charged_and_counted(
     )
     assert metrics.value("preceptor_co_training_seconds_total", run=run_id) > 0
     assert metrics.value("preceptor_co_training_loss", run=run_id) > 0
+    spent = metrics.value("preceptor_co_training_seconds_total", run=run_id)
+    assert run.status().co_training_s == pytest.approx(spent)
     cost = run.status().cost
     assert cost is not None
     # The online model is as large as the learner here: its training, and twice the forward pass on four times the rows.

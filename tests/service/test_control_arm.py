@@ -49,6 +49,11 @@ def test_held_back_steps_are_uniform_marked_and_counted_and_the_others_equal_the
     status = run.status()
     assert (status.control_super_batches, status.fallbacks) == (len(held), 0)
     assert 0 < status.forward_s < status.answer_s
+    scored = 32 * sum(1 for step in STEPS[3:] if step not in held)
+    assert status.cost is not None
+    assert status.cost.ratio == scored / (8 * len(STEPS))
+    per_candidate = status.cost.learner_copy_flops + status.cost.reference_flops
+    assert metrics.value("preceptor_scoring_flops_total", run=run_id) == scored * per_candidate
     assert metrics.value("preceptor_control_super_batches_total", run=run_id) == len(held)
     assert run.export_ledger(tmp_path / "ledger.parquet").steps == len(STEPS)
     replayed = list(ReplayFile(tmp_path / "ledger.parquet").replayed(MethodRegistry()))

@@ -115,6 +115,8 @@ def test_what_is_found_and_what_is_scored_live_is_counted_and_charged(
     assert dear is not None
     assert cheap is not None
     assert cheap.compute_ratio < dear.compute_ratio
+    assert (dear.reference_scored_share, cheap.reference_scored_share) == (1, 1 / 4)
+    assert dear.ratio == cheap.ratio == 4
     # Of 40 candidates a quarter is scored by the reference, which is as large as the learner copy.
     spent = {name: metrics.value("preceptor_scoring_flops_total", run=name) for name in ("charged", "charged-live")}
     assert spent["charged"] / spent["charged-live"] == pytest.approx((1 + 1 / 4) / 2)

@@ -59,6 +59,8 @@ def test_before_it_starts_no_weights_are_needed_and_nothing_is_scored(
     assert (len(selection.scores), selection.learner_version, selection.is_fallback) == (0, None, False)
     assert selection.timings.losses_s == selection.timings.forward_s == 0
     assert metrics.value("preceptor_fallbacks_total", run=run_id) == 0
+    assert metrics.value("preceptor_scoring_flops_total", run=run_id) == 0
+    assert run.status().cost is None
     with pytest.raises(WeightsMissingError):
         run.select(digits.candidates(0), sub_batch_size=5, step=3)
 

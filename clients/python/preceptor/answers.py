@@ -167,10 +167,13 @@ class RunCost:
         learner_flops: floating-point operations of one forward pass of the learner on one example.
         learner_copy_flops: the same of the learner copy; 0 where the score rule needs none.
         reference_flops: the same of the reference; 0 where the score rule needs none.
-        ratio: B / b over all answers so far.
+        ratio: rows of forward passes that scored, over examples selected: B / b, more for padding, less for what was
+            drawn unscored.
         break_even_savings: share of learner updates that must be saved for selection to pay; 1 or above: it cannot.
         expected_savings: share that is expected to be saved.
         compute_ratio: compute over that of uniform training at `expected_savings`; it pays below 1.
+        reference_scored_share: of the rows in `ratio` those that the reference scored; a table had the reference losses
+            of the others. From 0 to 1.
     """
 
     learner_flops: float
@@ -180,6 +183,12 @@ class RunCost:
     break_even_savings: float
     expected_savings: float
     compute_ratio: float
+    reference_scored_share: float
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether selection pays at `expected_savings`."""
+        return self.compute_ratio < 1
 
 
 @dataclass(frozen=True)
@@ -199,15 +208,16 @@ class RunStatus:
         selected: examples selected.
         fallbacks: answers that fell back to uniform selection.
         failures: super-batches that ended in an error.
-        cost: whether selection pays; None before the first answer, for a score rule that costs nothing, and where
-            the operations cannot be counted.
+        cost: whether selection pays; None before something was scored and selected, for a score rule that costs
+            nothing, and where the operations cannot be counted.
         reference_fold_1_digest: digest of the reference of fold 1, or None.
         owner: identity of who created it; None where the service knew no callers.
         learner_commit_time_s: when `learner_version` was committed, in seconds since the epoch, or None.
         last_answer_time_s: when a super-batch was last answered, in seconds since the epoch, or None.
         control_super_batches: answers of steps that were held back as the control arm.
-        forward_s: seconds of the forward passes that scored, summed over micro-batches.
+        forward_s: seconds of the forward passes that scored, summed over micro-batches; for the memory bank, too.
         answer_s: seconds from header to answer, summed over answers, several of which overlap.
+        co_training_s: seconds of scorers that trained what the run co-trains, loading and storing included.
     """
 
     spec: RunSpec
@@ -230,6 +240,7 @@ class RunStatus:
     control_super_batches: int = 0
     forward_s: float = 0.0
     answer_s: float = 0.0
+    co_training_s: float = 0.0
 
     @property
     def staleness_steps(self) -> int | None:

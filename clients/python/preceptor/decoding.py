@@ -123,6 +123,7 @@ def status_from_proto(message: run_pb2.Run) -> RunStatus:
         control_super_batches=message.control_super_batches,
         forward_s=seconds(message.forward_time),
         answer_s=seconds(message.answer_time),
+        co_training_s=seconds(message.co_training_time),
     )
 
 
@@ -158,6 +159,7 @@ def _cost_from_proto(message: run_pb2.RunCost) -> RunCost:
         break_even_savings=message.break_even_savings,
         expected_savings=message.expected_savings,
         compute_ratio=message.compute_ratio,
+        reference_scored_share=message.reference_scored_share,
     )
 
 

@@ -77,6 +77,9 @@ class RunSpec:
         learner_flops: floating-point operations of one forward pass of your learner on one example, for the cost
             meter (`RunStatus.cost`); `preceptor.torch.forward_flops` counts them. None: `model` is the learner itself.
         expected_savings: share of learner updates that you expect to save, below 1; None: the paper's 0.46.
+        reference_training_share: operations that training the reference took beforehand, over those of the uniform
+            run's learner updates, 3 · learner_flops · b each, for the cost meter; 0 where it was there already. None:
+            as many examples as that run, as in the paper's figure; of two references half of them each.
         select_from_step: steps before it are drawn uniformly and not scored; 0 or above.
         select_until_step: steps from it on are drawn uniformly and not scored; above `select_from_step`; None: no end.
         warm_up_steps: steps over which the share of the sub-batch that is drawn by score grows from 0, at
@@ -120,6 +123,7 @@ class RunSpec:
     on_deadline: DeadlinePolicy = "raise"
     learner_flops: float | None = None
     expected_savings: float | None = None
+    reference_training_share: float | None = None
     select_from_step: int = 0
     select_until_step: int | None = None
     warm_up_steps: int = 0
@@ -163,6 +167,7 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
         on_deadline=_DEADLINE_POLICIES[spec.on_deadline],
         learner_flops=spec.learner_flops,
         expected_savings=spec.expected_savings,
+        reference_training_share=spec.reference_training_share,
         select_from_step=spec.select_from_step,
         select_until_step=spec.select_until_step,
         warm_up_steps=spec.warm_up_steps,
@@ -211,6 +216,9 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         on_deadline=_policy("on_deadline", _DEADLINE_POLICIES, message.on_deadline),
         learner_flops=message.learner_flops if message.HasField("learner_flops") else None,
         expected_savings=message.expected_savings if message.HasField("expected_savings") else None,
+        reference_training_share=(
+            message.reference_training_share if message.HasField("reference_training_share") else None
+        ),
         select_from_step=message.select_from_step,
         select_until_step=message.select_until_step if message.HasField("select_until_step") else None,
         warm_up_steps=message.warm_up_steps,

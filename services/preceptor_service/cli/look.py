@@ -92,6 +92,8 @@ def _described(run: RunStatus) -> dict[str, Any]:
     """Returns everything that is known of a run, its settings first."""
     known = dataclasses.asdict(run)
     spec, cost = known.pop("spec"), known.pop("cost")
+    if run.cost is not None:
+        cost |= {"is_positive": run.cost.is_positive}
     return {
         "run_id": spec.pop("run_id"),
         "owner": known.pop("owner"),
@@ -148,18 +150,22 @@ def _status_table(
 ) -> Table:
     is_wide = console.width >= _WIDE
     table = _table(f"Runs at {target}")
+    table.padding = (0, 1) if is_wide else (0, 0)  # the box alone leaves a space between two columns
     table.caption = "counted by this gateway since it started" + (
-        "; compute: beside uniform training, at the savings that the run expects" if is_wide else ""
+        "; compute: beside uniform training, at the savings that the run expects; seconds: of scorers"
+        if is_wide
+        else "; pays: in compute, at the savings that the run expects"
     )
     for name in (
         "step",
         "learner\nversion",
         "stale-\nness",
         "super-\nbatches",
-        "selected",
+        "selec-\nted",
         "fall-\nbacks",
         "fail-\nures",
-        *(("com-\npute",) if is_wide else ()),
+        "pays",
+        *(("com-\npute", "break-\neven", "sec-\nonds") if is_wide else ()),
         "candi-\ndates/s",
     ):
         table.add_column(name, justify="right")
@@ -175,7 +181,8 @@ def _status_table(
             f"{run.selected / run.candidates:.1%}" if run.candidates else "–",
             f"{run.fallbacks:,}",
             f"{run.failures:,}",
-            *((_compute(run),) if is_wide else ()),
+            _verdict(run, "yes", "no"),
+            *((*_cost(run), f"{run.forward_s + run.co_training_s:,.1f}") if is_wide else ()),
             f"{gained / elapsed_s:,.0f}" if elapsed_s else "–",
         )
     return table
@@ -195,12 +202,19 @@ def _staleness(run: RunStatus) -> str:
     return f"{run.staleness_steps:,}" + ("" if bound is None else f"/{bound:,}")
 
 
-def _compute(run: RunStatus) -> str:
-    """Compute over that of uniform training, at the savings that the run expects."""
+def _verdict(run: RunStatus, yes: str, no: str) -> str:
+    """Whether selection pays at the savings that the run expects, in colour."""
     if run.cost is None:
         return "–"
-    colour = "green" if run.cost.compute_ratio < 1 else "red"
-    return f"[{colour}]{run.cost.compute_ratio:.0%}[/{colour}]"
+    return f"[green]{yes}[/green]" if run.cost.is_positive else f"[red]{no}[/red]"
+
+
+def _cost(run: RunStatus) -> tuple[str, str]:
+    """Compute over that of uniform training, and the share of updates to save for both to be the same."""
+    if run.cost is None:
+        return "–", "–"
+    compute, least = f"{run.cost.compute_ratio:.0%}", run.cost.break_even_savings
+    return _verdict(run, compute, compute), f"{least:.0%}" if least < 1 else "never"
 
 
 def _or_dash(value: int | None) -> str:

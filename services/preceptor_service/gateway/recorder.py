@@ -82,9 +82,7 @@ class Recorder:
             return
         run.counters.count(header.step, header.row_count, header.sub_batch_size, selected.is_fallback)
         metrics, run_id = self._metrics, run.run_id
-        self._reference_losses(run, selected.stages)
         run.counters.control_super_batches += answer.is_control
-        run.counters.forward_s += selected.stages.forward_s
         run.counters.answer_s += seconds(answer.timings.total)
         if run.spec.control_fraction > 0:
             metrics.control_super_batches.labels(run_id).inc(answer.is_control)
@@ -97,12 +95,12 @@ class Recorder:
         if selected.fallback is not None:
             metrics.fallbacks.labels(run_id, selected.fallback).inc()
         self._scores(run_id, selected)
-        self._time(run_id, selected, answer)
+        self._time(run, selected, answer)
         self._learner(run, selected.pinned)
         if run.spec.ledger:
             self._ledger.keep(run.record, _entry(header, selected))
         if (cost := run.cost) is not None:
-            self._cost(run, cost, len(selected.scores))
+            self._cost(run_id, cost)
 
     def failed(self, run: ActiveRun, error: PreceptorError) -> None:
         """Records a super-batch that was answered with `error`."""
@@ -128,15 +126,14 @@ class Recorder:
         metrics, run_id = self._metrics, run.run_id
         self._begin_bank(run_id)
         run.counters.candidates += len(put.scores)
-        self._reference_losses(run, stages)
         finite = int(np.count_nonzero(np.isfinite(put.scores)))
         metrics.non_finite.labels(run_id).inc(len(put.scores) - finite)
         metrics.bank_remembered.labels(run_id).inc(finite)
         metrics.bank_evicted.labels(run_id).inc(put.evicted)
         metrics.bank_examples.labels(run_id).set(put.examples)
-        self._scoring(run_id, stages)
+        self._scoring(run, stages)
         if (cost := run.cost) is not None:
-            self._cost(run, cost, len(put.scores))
+            self._cost(run_id, cost)
 
     def sampled(self, run: ActiveRun, sample: Sample) -> None:
         """Records a sub-batch that was sampled from the run's memory bank; not one that was sampled before."""
@@ -144,14 +141,12 @@ class Recorder:
             return
         metrics, run_id, counters = self._metrics, run.run_id, run.counters
         self._begin_bank(run_id)
-        is_first = not counters.selected
         counters.selected += len(sample.ids)
         counters.last_step = max(sample.key.step, counters.last_step or 0)
         metrics.bank_sampled.labels(run_id).inc(len(sample.ids))
         metrics.bank_examples.labels(run_id).set(sample.examples)
         if (cost := run.cost) is not None:
-            # Before the first sub-batch nobody knew what is charged for what was scored.
-            self._cost(run, cost, counters.candidates if is_first else 0)
+            self._cost(run_id, cost)
 
     def found_too_few(self, run: ActiveRun) -> None:
         """Records a sub-batch that the run's memory bank was too short of examples for."""
@@ -162,6 +157,7 @@ class Recorder:
     def co_trained(self, run: ActiveRun, trained: Trained, steps: int) -> None:
         """Records a version that the service trained on so many steps."""
         metrics, run_id = self._metrics, run.run_id
+        run.counters.co_training_s += trained.train_s
         metrics.co_trained_steps.labels(run_id).inc(steps)
         metrics.co_training_seconds.labels(run_id).inc(trained.train_s)
         if trained.online.mean_loss is not None:
@@ -184,28 +180,31 @@ class Recorder:
             mean.labels(run_id, "candidates").set(float(np.mean(selected.scores, where=finite)))
             mean.labels(run_id, "selected").set(float(np.mean(selected.scores[selected.indices])))
 
-    def _time(self, run_id: str, selected: Selected, answer: selection_pb2.Selection) -> None:
-        metrics = self._metrics
+    def _time(self, run: ActiveRun, selected: Selected, answer: selection_pb2.Selection) -> None:
+        metrics, run_id = self._metrics, run.run_id
         for stage in STAGES:
             spent = seconds(getattr(answer.timings, stage))
             metrics.stage_latency.labels(stage).observe(spent)
             metrics.stage_seconds.labels(run_id, stage).inc(spent)
-        self._scoring(run_id, selected.stages)
+        self._scoring(run, selected.stages)
 
-    def _scoring(self, run_id: str, stages: Stages) -> None:
-        metrics = self._metrics
+    def _scoring(self, run: ActiveRun, stages: Stages) -> None:
+        metrics, run_id, counters = self._metrics, run.run_id, run.counters
+        counters.forward_s += stages.forward_s
+        counters.learner_rows += stages.learner_rows
+        counters.reference_rows += stages.reference_rows
+        counters.reference_losses_found += stages.reference_losses_found
+        counters.reference_losses_missing += stages.reference_losses_missing
+        if run.table is not None:
+            metrics.reference_losses.labels(run_id, "table").inc(stages.reference_losses_found)
+            metrics.reference_losses.labels(run_id, "live").inc(stages.reference_losses_missing)
+        if flops := run.flops.of_rows(stages.learner_rows, stages.reference_rows):
+            metrics.scoring_flops.labels(run_id).inc(flops)
         metrics.micro_batches.labels(run_id).inc(stages.micro_batches)
         metrics.rescored.labels(run_id).inc(stages.rescored_micro_batches)
         metrics.micro_batch_wait_seconds.labels(run_id).inc(stages.wait_s)
         for part, spent in (("forward", stages.forward_s), ("load", stages.load_s), ("queue", stages.queue_s)):
             metrics.scorer_seconds.labels(run_id, part).inc(spent)
-
-    def _reference_losses(self, run: ActiveRun, stages: Stages) -> None:
-        run.counters.reference_losses_found += stages.reference_losses_found
-        run.counters.reference_losses_missing += stages.reference_losses_missing
-        if run.table is not None:
-            self._metrics.reference_losses.labels(run.run_id, "table").inc(stages.reference_losses_found)
-            self._metrics.reference_losses.labels(run.run_id, "live").inc(stages.reference_losses_missing)
 
     def _begin_bank(self, run_id: str) -> None:
         """Begins its series together, so that the first event of each is seen as an increase."""
@@ -221,9 +220,8 @@ class Recorder:
             metrics.staleness.labels(run_id).set(_age(pinned.staleness_steps))
             metrics.last_push.labels(run_id).set(pinned.learner.commit_time_s)
 
-    def _cost(self, run: ActiveRun, cost: Cost, scored: int) -> None:
-        metrics, run_id = self._metrics, run.run_id
-        metrics.scoring_flops.labels(run_id).inc(scored * cost.scoring_flops)
+    def _cost(self, run_id: str, cost: Cost) -> None:
+        metrics = self._metrics
         metrics.forward_flops.labels(run_id, "learner").set(cost.learner_flops)
         metrics.forward_flops.labels(run_id, "learner_copy").set(cost.learner_copy_flops)
         metrics.forward_flops.labels(run_id, "reference").set(cost.reference_flops)

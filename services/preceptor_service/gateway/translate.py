@@ -118,6 +118,7 @@ def run(active: ActiveRun) -> run_pb2.Run:
         control_super_batches=counters.control_super_batches,
         forward_time=_duration(counters.forward_s),
         answer_time=_duration(counters.answer_s),
+        co_training_time=_duration(counters.co_training_s),
     )
 
 
@@ -146,8 +147,7 @@ def reported(found: Reported) -> selection_pb2.ListMetricsResponse:
 def _cost(cost: Cost | None) -> run_pb2.RunCost | None:
     if cost is None:
         return None
-    known = run_pb2.RunCost.DESCRIPTOR.fields_by_name
-    return run_pb2.RunCost(**{name: value for name, value in dataclasses.asdict(cost).items() if name in known})
+    return run_pb2.RunCost(**dataclasses.asdict(cost))
 
 
 def _floats(values: NDArray[np.float32] | None) -> bytes:

@@ -138,7 +138,7 @@ def many_fallbacks(fallbacks: int, answers: int) -> Sign | None:
 
 def compute_negative(cost: RunCost | None) -> Sign | None:
     """Selection costs more than it is expected to save."""
-    if cost is None or cost.compute_ratio < 1:
+    if cost is None or cost.is_positive:
         return None
     return Sign(
         "Compute-negative",

@@ -108,7 +108,7 @@ class ScoringEngine:
                 turn = time.perf_counter()
                 found: dict[tuple[ModelRef | None, Measure], NDArray[np.float32]] = {
                     (ref, measure): self._forward(task, by_ref[ref], measure, batch)
-                    for ref, measure in set(_asked(models))
+                    for ref, measure in models.forward_passes
                 }
                 forward_s = time.perf_counter() - turn
         return Losses(
@@ -146,18 +146,7 @@ class ScoringEngine:
 
 def _wants(models: ScoringModels) -> list[Want]:
     wants = [Want(models.learner, models.run_id)] if models.learner else []
-    return [*wants, *(Want(reference, None) for reference in _references(models))]
-
-
-def _references(models: ScoringModels) -> list[ModelRef]:
-    return [reference for reference in (models.reference, models.reference_fold_1) if reference is not None]
-
-
-def _asked(models: ScoringModels) -> Iterator[tuple[ModelRef, Measure]]:
-    """Yields each forward pass, whose result learner and reference share where they are the same model."""
-    if models.learner is not None:
-        yield from ((models.learner, measure) for measure in models.learner_measures)
-    yield from ((reference, "loss") for reference in _references(models))
+    return [*wants, *(Want(reference, None) for reference in models.references)]
 
 
 def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -189,8 +178,7 @@ def _out_of_memory(batch: MicroBatch) -> Iterator[None]:
         # On a CPU torch raises a plain RuntimeError.
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        rows = max((len(values) for values in batch.columns.values()), default=0)
         raise ResourceExhaustedError(
-            f"a forward pass of {rows} rows needs more memory than the scorer has; "
+            f"a forward pass of {batch.rows} rows needs more memory than the scorer has; "
             "use a smaller model or lower scorer.micro_batch_rows"
         ) from error

@@ -51,6 +51,18 @@ class ScoringModels:
     learner_measures: tuple[Measure, ...] = ("loss",)
     reference_fold_1: ModelRef | None = None
 
+    @property
+    def references(self) -> tuple[ModelRef, ...]:
+        """Those that are there."""
+        return tuple(one for one in (self.reference, self.reference_fold_1) if one is not None)
+
+    @property
+    def forward_passes(self) -> frozenset[tuple[ModelRef, Measure]]:
+        """What a scorer computes of each micro-batch; learner and reference share what is the same of both."""
+        of_learner = [] if self.learner is None else [(self.learner, measure) for measure in self.learner_measures]
+        of_references: list[tuple[ModelRef, Measure]] = [(reference, "loss") for reference in self.references]
+        return frozenset([*of_learner, *of_references])
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -65,6 +77,11 @@ class MicroBatch:
     columns: Mapping[str, NDArray[np.generic]]
     row_count: int
     traceparent: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the forward pass, padding included."""
+        return max((len(column) for column in self.columns.values()), default=0)
 
     @property
     def nbytes(self) -> int:

@@ -149,6 +149,7 @@ class RunSpec(google.protobuf.message.Message):
     ON_DEADLINE_FIELD_NUMBER: builtins.int
     LEARNER_FLOPS_FIELD_NUMBER: builtins.int
     EXPECTED_SAVINGS_FIELD_NUMBER: builtins.int
+    REFERENCE_TRAINING_SHARE_FIELD_NUMBER: builtins.int
     SELECT_FROM_STEP_FIELD_NUMBER: builtins.int
     SELECT_UNTIL_STEP_FIELD_NUMBER: builtins.int
     WARM_UP_STEPS_FIELD_NUMBER: builtins.int
@@ -203,6 +204,12 @@ class RunSpec(google.protobuf.message.Message):
     expected_savings: builtins.float
     """Share of learner updates that selection is expected to save, below 1; for
     the cost meter alone. Default: 0.46, the paper's.
+    """
+    reference_training_share: builtins.float
+    """Operations that training the reference took beforehand, over those of the
+    uniform run's learner updates; for the cost meter alone. From 0 to 1e6; not
+    with `co_training.reference_examples`. Default: as many examples as that
+    run, as in the paper's figure; of two references half of them each.
     """
     select_from_step: builtins.int
     """First step that is selected by score; earlier ones are drawn uniformly and
@@ -302,6 +309,7 @@ class RunSpec(google.protobuf.message.Message):
         on_deadline: global___DeadlinePolicy.ValueType = ...,
         learner_flops: builtins.float | None = ...,
         expected_savings: builtins.float | None = ...,
+        reference_training_share: builtins.float | None = ...,
         select_from_step: builtins.int = ...,
         select_until_step: builtins.int | None = ...,
         warm_up_steps: builtins.int = ...,
@@ -316,8 +324,8 @@ class RunSpec(google.protobuf.message.Message):
         control_fraction: builtins.float = ...,
         control_block_steps: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_co_training", b"_co_training", "_control_block_steps", b"_control_block_steps", "_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "co_training", b"co_training", "control_block_steps", b"control_block_steps", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_co_training", b"_co_training", "_control_block_steps", b"_control_block_steps", "_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_select_until_step", b"_select_until_step", "co_training", b"co_training", "control_block_steps", b"control_block_steps", "control_fraction", b"control_fraction", "cross_reference", b"cross_reference", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "ledger", b"ledger", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_co_training", b"_co_training", "_control_block_steps", b"_control_block_steps", "_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_reference_training_share", b"_reference_training_share", "_select_until_step", b"_select_until_step", "co_training", b"co_training", "control_block_steps", b"control_block_steps", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "reference_training_share", b"reference_training_share", "select_until_step", b"select_until_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_co_training", b"_co_training", "_control_block_steps", b"_control_block_steps", "_deadline", b"_deadline", "_expected_savings", b"_expected_savings", "_importance_exponent", b"_importance_exponent", "_learner_flops", b"_learner_flops", "_max_staleness_steps", b"_max_staleness_steps", "_memory_bank", b"_memory_bank", "_priority_exponent", b"_priority_exponent", "_reference_digest", b"_reference_digest", "_reference_losses", b"_reference_losses", "_reference_model", b"_reference_model", "_reference_training_share", b"_reference_training_share", "_select_until_step", b"_select_until_step", "co_training", b"co_training", "control_block_steps", b"control_block_steps", "control_fraction", b"control_fraction", "cross_reference", b"cross_reference", "deadline", b"deadline", "expected_savings", b"expected_savings", "importance_exponent", b"importance_exponent", "learner_flops", b"learner_flops", "ledger", b"ledger", "max_staleness_steps", b"max_staleness_steps", "memory_bank", b"memory_bank", "model", b"model", "on_deadline", b"on_deadline", "on_stale", b"on_stale", "priority_exponent", b"priority_exponent", "reference_digest", b"reference_digest", "reference_losses", b"reference_losses", "reference_model", b"reference_model", "reference_training_share", b"reference_training_share", "run_id", b"run_id", "score", b"score", "seed", b"seed", "select_from_step", b"select_from_step", "select_until_step", b"select_until_step", "selector", b"selector", "task", b"task", "temperature", b"temperature", "uniform_share", b"uniform_share", "warm_up_steps", b"warm_up_steps"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_co_training", b"_co_training"]) -> typing.Literal["co_training"] | None: ...
     @typing.overload
@@ -342,6 +350,8 @@ class RunSpec(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_reference_losses", b"_reference_losses"]) -> typing.Literal["reference_losses"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reference_model", b"_reference_model"]) -> typing.Literal["reference_model"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_reference_training_share", b"_reference_training_share"]) -> typing.Literal["reference_training_share"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_select_until_step", b"_select_until_step"]) -> typing.Literal["select_until_step"] | None: ...
 
@@ -664,6 +674,7 @@ class Run(google.protobuf.message.Message):
     CONTROL_SUPER_BATCHES_FIELD_NUMBER: builtins.int
     FORWARD_TIME_FIELD_NUMBER: builtins.int
     ANSWER_TIME_FIELD_NUMBER: builtins.int
+    CO_TRAINING_TIME_FIELD_NUMBER: builtins.int
     micro_batch_rows: builtins.int
     """Most rows of one forward pass on a scorer; fixed at creation, so that
     losses do not depend on which gateway answers.
@@ -712,8 +723,9 @@ class Run(google.protobuf.message.Message):
 
     @property
     def cost(self) -> global___RunCost:
-        """Whether selection pays; absent before the first answer, for a score rule
-        that costs nothing, and where the operations cannot be counted.
+        """Whether selection pays; absent before something was scored and selected,
+        for a score rule that costs nothing, and where the operations cannot be
+        counted.
         """
 
     @property
@@ -726,11 +738,19 @@ class Run(google.protobuf.message.Message):
 
     @property
     def forward_time(self) -> google.protobuf.duration_pb2.Duration:
-        """Time of the forward passes that scored, summed over micro-batches."""
+        """Time of the forward passes that scored, summed over micro-batches, those
+        for the memory bank included.
+        """
 
     @property
     def answer_time(self) -> google.protobuf.duration_pb2.Duration:
         """Time from header to answer, summed over answers; several overlap."""
+
+    @property
+    def co_training_time(self) -> google.protobuf.duration_pb2.Duration:
+        """Time of scorers that trained what the run co-trains, summed over blocks,
+        loading and storing included; by what this gateway asked of them.
+        """
 
     def __init__(
         self,
@@ -756,9 +776,10 @@ class Run(google.protobuf.message.Message):
         control_super_batches: builtins.int = ...,
         forward_time: google.protobuf.duration_pb2.Duration | None = ...,
         answer_time: google.protobuf.duration_pb2.Duration | None = ...,
+        co_training_time: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_cost", b"_cost", "_last_answer_time", b"_last_answer_time", "_last_step", b"_last_step", "_learner_commit_time", b"_learner_commit_time", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_owner", b"_owner", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "answer_time", b"answer_time", "cost", b"cost", "create_time", b"create_time", "forward_time", b"forward_time", "last_answer_time", b"last_answer_time", "last_step", b"last_step", "learner_commit_time", b"learner_commit_time", "learner_step", b"learner_step", "learner_version", b"learner_version", "owner", b"owner", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_cost", b"_cost", "_last_answer_time", b"_last_answer_time", "_last_step", b"_last_step", "_learner_commit_time", b"_learner_commit_time", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_owner", b"_owner", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "answer_time", b"answer_time", "candidates", b"candidates", "columns", b"columns", "control_super_batches", b"control_super_batches", "cost", b"cost", "create_time", b"create_time", "failures", b"failures", "fallbacks", b"fallbacks", "forward_time", b"forward_time", "last_answer_time", b"last_answer_time", "last_step", b"last_step", "learner_commit_time", b"learner_commit_time", "learner_step", b"learner_step", "learner_version", b"learner_version", "micro_batch_rows", b"micro_batch_rows", "owner", b"owner", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "selected", b"selected", "spec", b"spec", "super_batches", b"super_batches"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_cost", b"_cost", "_last_answer_time", b"_last_answer_time", "_last_step", b"_last_step", "_learner_commit_time", b"_learner_commit_time", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_owner", b"_owner", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "answer_time", b"answer_time", "co_training_time", b"co_training_time", "cost", b"cost", "create_time", b"create_time", "forward_time", b"forward_time", "last_answer_time", b"last_answer_time", "last_step", b"last_step", "learner_commit_time", b"learner_commit_time", "learner_step", b"learner_step", "learner_version", b"learner_version", "owner", b"owner", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_cost", b"_cost", "_last_answer_time", b"_last_answer_time", "_last_step", b"_last_step", "_learner_commit_time", b"_learner_commit_time", "_learner_step", b"_learner_step", "_learner_version", b"_learner_version", "_owner", b"_owner", "_reference_digest", b"_reference_digest", "_reference_fold_1_digest", b"_reference_fold_1_digest", "answer_time", b"answer_time", "candidates", b"candidates", "co_training_time", b"co_training_time", "columns", b"columns", "control_super_batches", b"control_super_batches", "cost", b"cost", "create_time", b"create_time", "failures", b"failures", "fallbacks", b"fallbacks", "forward_time", b"forward_time", "last_answer_time", b"last_answer_time", "last_step", b"last_step", "learner_commit_time", b"learner_commit_time", "learner_step", b"learner_step", "learner_version", b"learner_version", "micro_batch_rows", b"micro_batch_rows", "owner", b"owner", "reference_digest", b"reference_digest", "reference_fold_1_digest", b"reference_fold_1_digest", "selected", b"selected", "spec", b"spec", "super_batches", b"super_batches"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_cost", b"_cost"]) -> typing.Literal["cost"] | None: ...
     @typing.overload
@@ -795,6 +816,7 @@ class RunCost(google.protobuf.message.Message):
     BREAK_EVEN_SAVINGS_FIELD_NUMBER: builtins.int
     EXPECTED_SAVINGS_FIELD_NUMBER: builtins.int
     COMPUTE_RATIO_FIELD_NUMBER: builtins.int
+    REFERENCE_SCORED_SHARE_FIELD_NUMBER: builtins.int
     learner_flops: builtins.float
     """Floating-point operations of one forward pass of the learner on one
     example, as the spec says or as counted.
@@ -804,7 +826,9 @@ class RunCost(google.protobuf.message.Message):
     reference_flops: builtins.float
     """The same of the reference; 0 where the score rule needs none."""
     ratio: builtins.float
-    """B / b over all answers so far."""
+    """Rows of forward passes that scored, over examples selected: B / b, more for
+    padding, less for what was drawn unscored. 0 or above.
+    """
     break_even_savings: builtins.float
     """Share of learner updates that must be saved for selection to pay; 1 or
     above: it cannot.
@@ -814,6 +838,10 @@ class RunCost(google.protobuf.message.Message):
     compute_ratio: builtins.float
     """Compute over that of uniform training at `expected_savings`; selection pays
     where it is below 1.
+    """
+    reference_scored_share: builtins.float
+    """Of the rows in `ratio` those that the reference scored; a table had the
+    reference losses of the others. From 0 to 1.
     """
     def __init__(
         self,
@@ -825,7 +853,8 @@ class RunCost(google.protobuf.message.Message):
         break_even_savings: builtins.float = ...,
         expected_savings: builtins.float = ...,
         compute_ratio: builtins.float = ...,
+        reference_scored_share: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["break_even_savings", b"break_even_savings", "compute_ratio", b"compute_ratio", "expected_savings", b"expected_savings", "learner_copy_flops", b"learner_copy_flops", "learner_flops", b"learner_flops", "ratio", b"ratio", "reference_flops", b"reference_flops"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["break_even_savings", b"break_even_savings", "compute_ratio", b"compute_ratio", "expected_savings", b"expected_savings", "learner_copy_flops", b"learner_copy_flops", "learner_flops", b"learner_flops", "ratio", b"ratio", "reference_flops", b"reference_flops", "reference_scored_share", b"reference_scored_share"]) -> None: ...
 
 global___RunCost = RunCost
