@@ -12,6 +12,7 @@ from benchmarks.learning.settings import COMPOSER, Data, Model, Reference, Selec
 BUDGETS = (1.0, 0.75, 0.5, 0.35, 0.25)
 """Shares of the uniform budget that every arm is trained for."""
 
+_SIDE_BUDGETS = (1.0, 0.5, 0.35)
 _FULL_AND_HALF = (1.0, 0.5)
 """For ablations, which are many."""
 
@@ -115,6 +116,7 @@ def _trial(
 
 _NOISY = _images("noisy_labels", {"share": 0.5})
 _CLEAN = _images("noisy_labels", {"share": 0.0})
+_IRRELEVANT = _images("irrelevant", {"share": 0.5})
 
 _COMPOSER = Selection(
     score="selective_backprop", selector=COMPOSER, temperature=1.0, ratio=5, online=None, online_learning_rate=0.0,
@@ -161,13 +163,13 @@ def _dual_encoder(width: int) -> Model:
 def _captions(contrast: str) -> Training:
     return Training(
         task="image_text", data=Data("mismatched_captions", {"share": 0.5}), learner=_dual_encoder(32),
-        learning_rate=1e-3, updates=1_000, sub_batch_size=64, selection=None, seed=0, measured_on="test",
+        learning_rate=5e-4, updates=1_000, sub_batch_size=64, selection=None, seed=0, measured_on="test",
         contrast=contrast,
     )  # fmt: skip
 
 
 _CAPTION_LEARNABILITY = replace(
-    LEARNABILITY, temperature=0.1, online=_dual_encoder(8), reference=replace(CLEAN_REFERENCE, model=_dual_encoder(8))
+    LEARNABILITY, temperature=0.05, online=_dual_encoder(8), reference=replace(CLEAN_REFERENCE, model=_dual_encoder(8))
 )
 
 EXPERIMENTS: Mapping[str, Experiment] = {
@@ -202,6 +204,21 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 ),
             },
         ),
+        _trial(
+            "trial-irrelevant",
+            "Where half of the images are noise: how sharply is drawn, and by what?",
+            _IRRELEVANT,
+            {
+                UNIFORM: None,
+                "learnability": LEARNABILITY,
+                "temperature 0.3": replace(LEARNABILITY, temperature=0.3),
+                "temperature 0.1": replace(LEARNABILITY, temperature=0.1),
+                "easy reference, temperature 1": replace(LEARNABILITY, score="easy_reference", online=None),
+                "reference trained for 2,000": replace(
+                    LEARNABILITY, reference=replace(CLEAN_REFERENCE, updates=2_000, learning_rate=3e-3)
+                ),
+            },
+        ),
         Experiment(
             "noisy-labels",
             "Half of the pool's labels are wrong, and there are 5,000 clean examples: does selection pay?",
@@ -230,7 +247,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment(
             "irrelevant",
             "Half of the pool's images are no garments at all, with random labels.",
-            _images("irrelevant", {"share": 0.5}),
+            _IRRELEVANT,
             {UNIFORM: None, "learnability": LEARNABILITY},
             also=("worst_class_accuracy",),
         ),
@@ -265,11 +282,18 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                     UNIFORM: None,
                     "learnability": _CAPTION_LEARNABILITY,
                     "temperature 0.2": replace(_CAPTION_LEARNABILITY, temperature=0.2),
-                    "temperature 0.05": replace(_CAPTION_LEARNABILITY, temperature=0.05),
+                    "temperature 0.1": replace(_CAPTION_LEARNABILITY, temperature=0.1),
                 },
                 "zero_shot_accuracy",
             )
             for contrast in ("softmax", "sigmoid")
+        ),
+        _trial(
+            "trial-captions-sigmoid-longer",
+            "The sigmoid loss, trained for twice as long.",
+            replace(_captions("sigmoid"), updates=2_000),
+            {UNIFORM: None, "learnability": _CAPTION_LEARNABILITY},
+            "zero_shot_accuracy",
         ),
         *(
             Experiment(
@@ -297,11 +321,18 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             for contrast in ("softmax", "sigmoid")
         ),
         Experiment(
+            "noisy-labels-longer",
+            "Half of the pool's labels are wrong: three times as many updates.",
+            replace(_NOISY, updates=3_000),
+            {UNIFORM: None, "learnability": LEARNABILITY},
+            _SIDE_BUDGETS,
+        ),
+        Experiment(
             "scaling",
             "Online models and references from 0.6 % to 52 % of the learner's operations.",
             _NOISY,
             {UNIFORM: None, **{f"width {width}": _scored_by(width) for width in (2, 4, 8, 16, 23)}},
-            (1.0, 0.5, 0.35),
+            _SIDE_BUDGETS,
         ),
         Experiment(
             "ablation-rule",
