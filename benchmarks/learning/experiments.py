@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.learning.data import corpus, scenes
+from benchmarks.learning.prediction import online_share
 from benchmarks.learning.settings import COMPOSER, Data, Model, Reference, Selection, Split, Training
 
 BUDGETS = (1.0, 0.75, 0.5, 0.35, 0.25)
@@ -19,6 +20,21 @@ _FULL_AND_HALF = (1.0, 0.5)
 SEEDS = (0, 1, 2)
 UNIFORM = "uniform"
 """Name of the control arm."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What the arms of an experiment differ in, as a number.
+
+    Attributes:
+        label: of the picture's axis.
+        value: arm's settings → number.
+        is_share: it is shown in per cent.
+    """
+
+    label: str
+    value: Callable[[Training], float]
+    is_share: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,7 @@ class Experiment:
         quality: which of the qualities decides.
         also: others that are reported.
         package: that it needs besides our own.
+        axis: None: the picture is of the arms over budgets; else of the budgets over what the arms differ in.
     """
 
     name: str
@@ -46,6 +63,7 @@ class Experiment:
     quality: str = "accuracy"
     also: tuple[str, ...] = ()
     package: str | None = None
+    axis: Axis | None = None
 
     def training(self, arm: str, budget: float, seed: int) -> Training:
         """Returns the settings of one run."""
@@ -94,6 +112,10 @@ def _images(builder: str, options: Mapping[str, Any], measured_on: Split = "test
         task="classification", data=Data(builder, options), learner=LEARNER, learning_rate=1e-3, updates=1_000,
         sub_batch_size=64, selection=None, seed=0, measured_on=measured_on,
     )  # fmt: skip
+
+
+def _of_selection(label: str, attribute: str) -> Axis:
+    return Axis(label, lambda settings: float(getattr(settings.selection, attribute)))
 
 
 def _scored_by(width: int) -> Selection:
@@ -333,6 +355,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             _NOISY,
             {UNIFORM: None, **{f"width {width}": _scored_by(width) for width in (2, 4, 8, 16, 23)}},
             _SIDE_BUDGETS,
+            axis=Axis("operations of the online model, of the learner's", online_share, is_share=True),
         ),
         Experiment(
             "ablation-rule",
@@ -353,6 +376,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             _NOISY,
             {UNIFORM: None, **{f"τ = {each:g}": replace(LEARNABILITY, temperature=each) for each in (0.3, 1.0, 3.0)}},
             _FULL_AND_HALF,
+            axis=_of_selection("temperature τ", "temperature"),
         ),
         Experiment(
             "ablation-ratio",
@@ -360,6 +384,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             _NOISY,
             {UNIFORM: None, **{f"B/b = {ratio}": replace(LEARNABILITY, ratio=ratio) for ratio in (2, 5, 10)}},
             _FULL_AND_HALF,
+            axis=_of_selection("candidates for each example selected, B/b", "ratio"),
         ),
         Experiment(
             "ablation-staleness",
@@ -370,6 +395,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 **{f"pushed every {each}": replace(LEARNABILITY, push_every=each) for each in (1, 10, 50, 200, 500)},
             },
             _FULL_AND_HALF,
+            axis=_of_selection("updates between two pushes of the online model", "push_every"),
         ),
     )
 }

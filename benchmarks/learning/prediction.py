@@ -28,17 +28,27 @@ def break_even(settings: Training) -> float:
     return break_even_savings(**_shares(settings))
 
 
+def online_share(settings: Training) -> float:
+    """Returns the operations of the online model's forward pass over the learner's.
+
+    Raises:
+        ValueError: the arm has no online model.
+    """
+    if settings.selection is None or settings.selection.online is None:
+        raise ValueError("no online model scores here")
+    return _flops(settings.selection.online) / _flops(settings.learner)
+
+
 def _shares(settings: Training) -> dict[str, float]:
     selection = settings.selection
     if selection is None:
         raise ValueError("the control costs what it costs; give an arm that selects")
-    learner = _flops(settings.learner)
     reference = selection.reference
     is_learner = selection.selector == COMPOSER
     return {
-        "f_online": float(is_learner) if selection.online is None else _flops(selection.online) / learner,
+        "f_online": float(is_learner) if selection.online is None else online_share(settings),
         "charge_online_training": 0.0 if is_learner else 1.0,
-        "f_reference": 0.0 if reference is None else _flops(reference.model) / learner,
+        "f_reference": 0.0 if reference is None else _flops(reference.model) / _flops(settings.learner),
         "ratio": float(selection.ratio),
         # What it was trained on, over what the uniform run was trained on; the paper's figure has 1.
         "charge_reference_training": 0.0 if reference is None else reference.updates / settings.updates,

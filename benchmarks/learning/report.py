@@ -166,4 +166,11 @@ def write(results: Results) -> None:
 def draw(experiment: Experiment, results: Results, path: Path) -> None:
     """Draws an experiment; needs all of it."""
     arms = {arm: [rungs(experiment, arm, seed, results) for seed in experiment.seeds] for arm in experiment.arms}
-    pictures.save(experiment.question, experiment.quality, experiment.base.updates, arms, path)
+    axis = experiment.axis
+    if axis is None:
+        pictures.save(experiment.question, experiment.quality, experiment.base.updates, arms, path)
+    else:
+        control = arms.pop(UNIFORM)
+        values = [axis.value(experiment.training(arm, 1.0, experiment.seeds[0])) for arm in arms]
+        by_value = dict(zip(values, arms.values(), strict=True))
+        pictures.save_sweep(experiment.question, experiment.quality, axis, control, by_value, path)

@@ -82,7 +82,10 @@ def test_every_picture_of_an_experiment_is_of_one_on_the_page() -> None:
     assert drawn == {experiment.name for experiment in ON_PAGE if len(experiment.arms) > 1}
 
 
-def test_a_picture_is_drawn(results: Results, tmp_path: Path) -> None:
-    report.draw(ON_PAGE[0], results, tmp_path / "new" / "picture.png")
+@pytest.mark.parametrize("has_axis", [False, True])
+def test_a_picture_is_drawn(results: Results, has_axis: bool, tmp_path: Path) -> None:
+    experiment = next(each for each in ON_PAGE if len(each.arms) > 1 and (each.axis is not None) == has_axis)
+
+    report.draw(experiment, results, tmp_path / "new" / "picture.png")
 
     assert (tmp_path / "new" / "picture.png").read_bytes().startswith(b"\x89PNG\r\n")
