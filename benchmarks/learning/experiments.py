@@ -18,6 +18,9 @@ _FULL_AND_HALF = (1.0, 0.5)
 """For ablations, which are many."""
 
 SEEDS = (0, 1, 2)
+_OWN_SEEDS = (10, 11, 12)
+"""Of what runs in an environment of its own: no arm is taken from another experiment, so seconds compare."""
+
 UNIFORM = "uniform"
 """Name of the control arm."""
 
@@ -324,6 +327,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 base,
                 {UNIFORM: None, "learnability": arm, "Composer": _COMPOSER},
                 _FULL_AND_HALF,
+                _OWN_SEEDS,
                 package=COMPOSER,
             )
             for name, what, base, arm in (
