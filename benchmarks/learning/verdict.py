@@ -7,9 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-_T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Degrees of freedom → 97.5 % quantile of Student's distribution."""
-
+from preceptor_service.uplift import t_quantile
 
 @dataclass(frozen=True)
 class Rung:
@@ -73,11 +71,11 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """Returns mean and half width of its 95 % interval by Student's t; the half width is infinite for one value.
 
     Raises:
-        ValueError: there are no values, or more than ten.
+        ValueError: there are no values.
     """
-    if not 1 <= len(values) <= 10:
-        raise ValueError(f"{len(values)} values; give 1 to 10")
+    if not values:
+        raise ValueError("no values; give at least one")
     if len(values) == 1:
         return values[0], math.inf
     spread = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), _T_975[len(values) - 1] * spread
+    return statistics.fmean(values), t_quantile(0.975, len(values) - 1) * spread

@@ -57,12 +57,11 @@ def test_an_interval_is_students() -> None:
 
     assert mean == pytest.approx(0.014)
     # 4.303 is the 97.5 % quantile for two degrees of freedom.
-    assert half_width == pytest.approx(4.303 * statistics.stdev(values) / math.sqrt(3))
+    assert half_width == pytest.approx(4.303 * statistics.stdev(values) / math.sqrt(3), rel=1e-3)
     assert interval([0.5]) == (0.5, math.inf)
     assert interval([0.2, 0.2, 0.2, 0.2]) == (0.2, 0)
 
 
-@pytest.mark.parametrize("count", [0, 11])
-def test_an_interval_of_too_few_or_too_many_is_refused(count: int) -> None:
-    with pytest.raises(ValueError, match=f"{count} values"):
-        interval([0.5] * count)
+def test_an_interval_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        interval([])
