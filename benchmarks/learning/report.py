@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.learning import identity, measures, pictures, prediction
 from benchmarks.learning.experiments import EXPERIMENTS, UNIFORM, Experiment
 from benchmarks.learning.ladder import Results
 from benchmarks.learning.settings import Training
-from benchmarks.learning.verdict import Rung, Rungs, Verdict, interval, verdict
+from benchmarks.learning.verdict import Rung, Rungs, Verdict, verdict
 from benchmarks.machine import ROOT
+from preceptor_service.uplift import t_interval
 
 RUNS = Path(__file__).resolve().parent / "results" / "runs.jsonl"
 PAGE = ROOT / "docs" / "results.md"
@@ -128,8 +131,9 @@ def _predicted(settings: Training, found: Verdict) -> float | None:
 
 
 def _gain(quality: str, gains: Sequence[float]) -> str:
-    mean, half_width = interval(gains)
-    return shown(quality, mean, "+") + (f" ± {shown(quality, half_width)}" if len(gains) > 1 else "")
+    found = t_interval(np.array(gains))
+    spread = "" if found.high is None else f" ± {shown(quality, found.high - found.estimate)}"
+    return shown(quality, found.estimate, "+") + spread
 
 
 def _ratios(values: Sequence[float | None]) -> str:

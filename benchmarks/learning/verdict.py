@@ -1,13 +1,10 @@
-"""What the runs say: fewer updates, compute, seconds, and how sure that is. Pure functions of numbers."""
+"""What the runs say: fewer updates, compute, seconds. Pure functions of numbers."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from preceptor_service.uplift import t_quantile
 
 @dataclass(frozen=True)
 class Rung:
@@ -65,17 +62,3 @@ def verdict(arm: Rungs, uniform: Rungs) -> Verdict:
         return Verdict(None, None, None, gain)
     there = arm[min(reached)]
     return Verdict(min(reached), there.flops / target.flops, there.cpu_s / target.cpu_s, gain)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns mean and half width of its 95 % interval by Student's t; the half width is infinite for one value.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    if not values:
-        raise ValueError("no values; give at least one")
-    if len(values) == 1:
-        return values[0], math.inf
-    spread = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), t_quantile(0.975, len(values) - 1) * spread

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import math
-import statistics
-
 import pytest
 
-from benchmarks.learning.verdict import Rung, interval, verdict
+from benchmarks.learning.verdict import Rung, verdict
 
 
 def rungs(**qualities: float) -> dict[float, Rung]:
@@ -49,19 +46,3 @@ def test_the_control_reaches_itself_at_its_full_budget() -> None:
 def test_a_control_without_its_full_budget_is_no_control() -> None:
     with pytest.raises(KeyError):
         verdict(UNIFORM, rungs(at50=0.7))
-
-
-def test_an_interval_is_students() -> None:
-    values = [0.010, 0.013, 0.019]
-    mean, half_width = interval(values)
-
-    assert mean == pytest.approx(0.014)
-    # 4.303 is the 97.5 % quantile for two degrees of freedom.
-    assert half_width == pytest.approx(4.303 * statistics.stdev(values) / math.sqrt(3), rel=1e-3)
-    assert interval([0.5]) == (0.5, math.inf)
-    assert interval([0.2, 0.2, 0.2, 0.2]) == (0.2, 0)
-
-
-def test_an_interval_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="no values"):
-        interval([])
