@@ -103,6 +103,7 @@ def _cnn(width: int) -> Model:
 LEARNER, ONLINE = _cnn(32), _cnn(8)
 
 CLEAN_REFERENCE = Reference(_cnn(8), "clean", updates=500, learning_rate=5e-3)
+_LONG_REFERENCE = replace(CLEAN_REFERENCE, updates=2_000, learning_rate=3e-3)
 
 LEARNABILITY = Selection(
     score="learnability", selector="softmax", temperature=1.0, ratio=5, online=ONLINE, online_learning_rate=3e-3,
@@ -225,7 +226,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 "temperature 3": replace(_IN_DOMAIN, temperature=3.0),
                 "temperature 10": replace(_IN_DOMAIN, temperature=10.0),
                 "reference trained for 2,000": replace(
-                    _IN_DOMAIN, reference=replace(CLEAN_REFERENCE, trained_on="pool", updates=2_000, learning_rate=3e-3)
+                    _IN_DOMAIN, reference=replace(_LONG_REFERENCE, trained_on="pool")
                 ),
             },
         ),
@@ -239,8 +240,15 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 "temperature 0.3": replace(LEARNABILITY, temperature=0.3),
                 "temperature 0.1": replace(LEARNABILITY, temperature=0.1),
                 "easy reference, temperature 1": replace(LEARNABILITY, score="easy_reference", online=None),
-                "reference trained for 2,000": replace(
-                    LEARNABILITY, reference=replace(CLEAN_REFERENCE, updates=2_000, learning_rate=3e-3)
+                "reference trained for 2,000": replace(LEARNABILITY, reference=_LONG_REFERENCE),
+                "easy reference, trained for 2,000": replace(
+                    LEARNABILITY, score="easy_reference", online=None, reference=_LONG_REFERENCE
+                ),
+                "reference trained on the pool for 2,000": replace(
+                    LEARNABILITY, reference=replace(_LONG_REFERENCE, trained_on="pool")
+                ),
+                "the same, temperature 0.3": replace(
+                    LEARNABILITY, reference=replace(_LONG_REFERENCE, trained_on="pool"), temperature=0.3
                 ),
             },
         ),
