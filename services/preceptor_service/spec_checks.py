@@ -144,6 +144,12 @@ def _check_schedule(spec: RunSpec) -> None:
 
 
 def _check_co_training(spec: RunSpec, co_training: CoTraining) -> None:
+    if spec.memory_bank is not None:
+        raise InvalidRunError(
+            "memory_bank is set together with co_training, which trains on what select answers and would never learn "
+            "what is sampled from a bank; leave one of them off, and push weights to a run with a bank"
+        )
+
     def check(name: str, low: float, high: float) -> None:
         _check_range(f"co_training.{name}", getattr(co_training, name), low, high)
 

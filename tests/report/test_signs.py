@@ -48,6 +48,16 @@ FLAT = periods([0.0] * 8, [3.0] * 6 + [0.15, 0.2])
         (lambda: signs.measured_harm("acc", "uniform twins", HURTS), "worse by 0.02 (0.01 to 0.03 at 95 % confidence)"),
         (lambda: signs.exhausted_reference(SPEC, SUNKEN), "From step 60 on the mean learnability of what was selected"),
         (lambda: signs.indifferent_scores(SPEC, FLAT), "selected examples score 0.175 higher than offered ones"),
+        (
+            lambda: signs.indifferent_scores(spec(selector="top_k"), periods([0.0] * 4, [0.5, 0.4, 0.3, 0.09])),
+            "score 0.09 higher than offered ones on average, less than 0.1.",
+        ),
+        (
+            lambda: signs.indifferent_scores(
+                spec(selector="top_k", task="image_text"), periods([0.0] * 4, [0.5, 0.4, 0.3, 0.009])
+            ),
+            "score 0.009 higher than offered ones on average, less than 0.01.",
+        ),
         (lambda: signs.many_offers(2_001, 100), "100 examples were offered 20.0 times each"),
         (
             lambda: signs.starved_groups("class", [group("rare", 9, 50), group("fine", 90, 50), group("few", 0, 49)]),
@@ -84,6 +94,11 @@ def test_a_sign_appears_and_says_the_number_the_limit_and_what_to_do(
         lambda: signs.indifferent_scores(spec(temperature=1.0), FLAT),
         lambda: signs.indifferent_scores(spec(selector="top_k"), FLAT),
         lambda: signs.indifferent_scores(spec(score="uniform"), FLAT),
+        lambda: signs.indifferent_scores(
+            spec(selector="top_k", task="image_text"), periods([0.0] * 4, [0.5, 0.4, 0.3, 0.09])
+        ),
+        lambda: signs.indifferent_scores(spec(selector="top_k", score="gradient_norm"), periods([0.0], [0.0])),
+        lambda: signs.indifferent_scores(spec(selector="proportional"), periods([0.0], [0.0])),
         lambda: signs.indifferent_scores(SPEC, periods([None], [None])),
         lambda: signs.many_offers(2_000, 100),
         lambda: signs.many_offers(0, 0),

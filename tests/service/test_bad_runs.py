@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from preceptor import CoTraining, Run, RunSpec, SelectionClient
+from preceptor import CoTraining, MemoryBank, Run, RunSpec, SelectionClient
 from preceptor.errors import InvalidRunError, PreceptorError, RunExistsError, RunNotFoundError, WeightsNotFoundError
 from preceptor.runs import spec_to_proto
 from preceptor.v1 import run_pb2, selection_pb2, weights_pb2
@@ -115,6 +115,10 @@ _INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "co-training with a bound on staleness": (
         {"co_training": CoTraining(), "max_staleness_steps": 5},
         "max_staleness_steps is 5 together with co_training, whose lag and publish_every say how old",
+    ),
+    "co-training beside a memory bank": (
+        {"co_training": CoTraining(), "memory_bank": MemoryBank(100)},
+        "memory_bank is set together with co_training, which trains on what select answers",
     ),
     "co-training of what nobody reads": (
         {"co_training": CoTraining(), "score": "easy_reference"},

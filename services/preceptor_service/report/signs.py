@@ -15,6 +15,10 @@ LATE_SHARE = 0.25
 """The last quarter of a run is late."""
 MIN_GAP = 0.1
 """Of mean scores, selected over offered, in units of the temperature: below it a softmax is nearly flat."""
+MIN_BEST = 0.1
+"""Of mean learnabilities, the best candidates' over all, in nats: below it even they are learnt, or unlearnable."""
+MIN_BEST_COSINE = 0.01
+"""The same for pairs, whose losses are cosines."""
 MAX_OFFERS = 20.0
 """How often an example may be offered, on average, before data and not updates is what is short."""
 MIN_OVER_UNIFORM = 0.2
@@ -66,23 +70,36 @@ def exhausted_reference(spec: RunSpec, periods: Sequence[Period]) -> Sign | None
 
 
 def indifferent_scores(spec: RunSpec, periods: Sequence[Period]) -> Sign | None:
-    """Late in the run selected examples score hardly higher than offered ones, so that softmax draws almost uniformly.
+    """Late in the run selected examples score hardly higher than offered ones.
 
-    So it is with a reference no better than the pool, trained on what the learner trains on, which finds easy and hard
-    what the learner copy does; and with scores of a small range.
+    Softmax then draws almost uniformly, and `top_k` by learnability picks what no model tells from the rest. So it is
+    with a reference no better than the pool, trained on what the learner trains on, which finds easy and hard what the
+    learner copy does; and with scores of a small range.
     """
     late = _late(periods)
-    if spec.selector != "softmax" or spec.score == "uniform" or not late:
+    limit = _least_gap(spec)
+    if limit is None or not late:
         return None
     gap = _mean([period.mean_selected for period in late]) - _mean([period.mean_offered for period in late])
-    if gap >= MIN_GAP * spec.temperature:
+    if gap >= limit:
         return None
+    is_softmax = spec.selector == "softmax"
+    why = f"{MIN_GAP:g} times the temperature {spec.temperature:g}" if is_softmax else f"{limit:g}"
     return Sign(
-        "Selection hardly differs from uniform draws",
+        "Selection hardly differs from uniform draws" if is_softmax else "Even the best candidates teach little",
         f"From step {late[0].first_step:,} on selected examples score {gap:.3g} higher than offered ones on average, "
-        f"less than {MIN_GAP:g} times the temperature {spec.temperature:g}. The reference is no better than the pool, "
-        "or the scores have a small range: train the reference on cleaner data, or lower the temperature.",
+        f"less than {why}. The reference is no better than the pool, or the scores have a small range: train the "
+        f"reference on cleaner data{', or lower the temperature' if is_softmax else ', or end selection there'}.",
     )
+
+
+def _least_gap(spec: RunSpec) -> float | None:
+    """Returns the gap below which selection is indifferent; None where no scale of the scores is known."""
+    if spec.selector == "softmax" and spec.score != "uniform":
+        return MIN_GAP * spec.temperature
+    if spec.selector == "top_k" and spec.score == "learnability":
+        return MIN_BEST_COSINE if spec.task == "image_text" else MIN_BEST
+    return None
 
 
 def _late(periods: Sequence[Period]) -> Sequence[Period]:

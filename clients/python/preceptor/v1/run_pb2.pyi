@@ -280,7 +280,7 @@ class RunSpec(google.protobuf.message.Message):
     @property
     def memory_bank(self) -> global___MemoryBank:
         """The run has a memory bank, for MemoryBankService. Changes nothing of what
-        Select answers. Default: none.
+        Select answers. Not with `co_training`. Default: none.
         """
 
     @property
