@@ -30,9 +30,10 @@ def test_a_path_that_is_not_text_ends_nobody_elses_calls(start: Callable[..., Ru
         client.create_run(digits.spec("run", score="uniform"))
         stream = raw.call("Select", select_open("run"), *super_batch(digits.candidates(1), step=1))
         assert stream.answer().WhichOneof("kind") == "selection"
+        whole = http2.END_HEADERS | http2.END_STREAM
         headers = [(name, path if name == b":path" else value) for name, value in http2.headers_of(_GET_RUN.path)]
         for _ in range(3):
-            _send(service, [http2.Frame(http2.SETTINGS), http2.Frame(http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, 1, http2.literal(headers))])
+            _send(service, [http2.Frame(http2.SETTINGS), http2.Frame(http2.HEADERS, whole, 1, http2.literal(headers))])
             wait_until(
                 lambda: _send(service, http2.call(_GET_RUN.path, [b""])) == "NOT_FOUND", "new connections are answered"
             )
