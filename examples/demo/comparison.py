@@ -120,15 +120,19 @@ def _train_arm(
     watch: Watcher,
 ) -> History:
     score, selector = ARMS[name]
+    image_size = parts.test.image.shape[-1]
+    online = model_config(image_size, recipe.online_width)
+    learner_flops = image_flops(model_config(image_size, recipe.learner_width))
     run = client.create_run(
         RunSpec(
             run_id=_run_id(name),
             model=ARCHITECTURE,
-            model_config=model_config(parts.test.image.shape[-1], recipe.online_width),
+            model_config=online,
             score=score,
             selector=selector,
             seed=seed,
-            learner_flops=image_flops(model_config(parts.test.image.shape[-1], recipe.learner_width)),
+            learner_flops=learner_flops,
+            reference_training_share=image_flops(online) / learner_flops * recipe.reference_updates / recipe.updates,
             co_training=None if score == "uniform" else co_training,
             ledger=True,
         )
