@@ -227,7 +227,13 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric("insecure", "gauge", "1", (), "1 where others than this machine may call without saying who they are."),
     ),
     "What is kept?": (
-        Metric("ledger_steps", "counter", "1", ("run",), "Answered super-batches written to the run's ledger."),
+        Metric(
+            "ledger_steps",
+            "counter",
+            "1",
+            ("run",),
+            "Answers and operations of the bank written to the ledger.",
+        ),
         Metric(
             "ledger_lost_steps",
             "counter",

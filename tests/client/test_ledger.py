@@ -12,7 +12,7 @@ import pytest
 
 from preceptor import Run
 from preceptor.errors import InternalError, PreceptorError, RunNotFoundError, StepsNotKeptError, UnavailableError
-from preceptor.ledger import FORMAT, FORMAT_KEY, RUN_KEY, SCHEMA
+from preceptor.ledger import FORMAT, FORMAT_KEY, FORMER_FORMAT, FORMER_LACKS, RUN_KEY, SCHEMA, per_candidate
 from preceptor.v1 import ledger_pb2
 from tests.client.fake_service import Abort, FakeService
 
@@ -24,12 +24,25 @@ DAMAGE = ledger_pb2.ReadLedgerResponse(
 
 def rows(*steps: int, run: bytes = b"{}", **more: Any) -> pa.Table:
     """A table with a row per step, answered at that microsecond."""
-    blank: dict[str, Any] = {"rank": 0, "candidates": 2, "is_fallback": False, "digest": b"d", "indices": [1]}
+    blank: dict[str, Any] = {
+        "rank": 0,
+        "kind": "select",
+        "candidates": 2,
+        "is_fallback": False,
+        "digest": b"d",
+        "indices": [1],
+    }
     made = [{name: blank.get(name) for name in SCHEMA.names} | {"time": step, "step": step} for step in steps]
     table = pa.Table.from_pylist(made, SCHEMA.with_metadata({FORMAT_KEY: FORMAT, RUN_KEY: run}))
     for name, values in more.items():
         table = table.append_column(name, values)
     return table
+
+
+def former(*steps: int) -> pa.Table:
+    """The same as a service wrote it that kept no rows of memory banks."""
+    table = rows(*steps).drop_columns(sorted(FORMER_LACKS))
+    return table.replace_schema_metadata({**table.schema.metadata, FORMAT_KEY: FORMER_FORMAT})
 
 
 def segment(table: pa.Table | bytes) -> ledger_pb2.ReadLedgerResponse:
@@ -50,6 +63,49 @@ def test_an_answer_that_two_segments_hold_is_one_row(service: FakeService, run: 
 def test_columns_of_a_newer_service_are_left_out(service: FakeService, run: Run) -> None:
     service.ledger = [KEPT, segment(rows(1, mood=pa.array(["good"])))]
     assert run.ledger().schema == SCHEMA
+
+
+def test_what_an_older_service_wrote_is_read_beside_what_a_newer_one_did(
+    service: FakeService, run: Run, tmp_path: Path
+) -> None:
+    service.ledger = [KEPT, segment(former(1, 2)), segment(rows(3))]
+    table = run.ledger()
+    assert (table.schema, table["kind"].to_pylist()) == (SCHEMA, ["select"] * 3)
+    assert table["bank_operation"].null_count == 3
+    run.export_ledger(tmp_path / "ledger.parquet")
+    assert pq.read_schema(tmp_path / "ledger.parquet").metadata[FORMAT_KEY] == FORMAT
+    drawn = per_candidate(former(1, 2))
+    assert drawn["drawn"].to_pylist() == [None, 0] * 2
+    assert drawn["kind"].to_pylist() == ["select"] * 4
+
+
+def test_operations_of_a_bank_at_one_step_and_time_are_all_there(service: FakeService, run: Run) -> None:
+    table = rows(1, 1, 1)
+    at = table.schema.get_field_index("bank_operation")
+    table = table.set_column(at, table.schema.field(at), pa.array([None, 1, 2], pa.int64()))
+    service.ledger = [KEPT, segment(table), segment(table)]
+    assert run.ledger()["bank_operation"].to_pylist() == [None, 1, 2]
+
+
+def test_unfolded_a_sample_is_what_was_drawn_and_a_super_batch_what_was_offered() -> None:
+    made: list[dict[str, Any]] = [
+        {"kind": "select", "candidates": 3, "indices": [2, 0], "scores": [0.5, 1.5, 2.5], "learner_version": 4},
+        {"kind": "remember", "candidates": 2, "example_id": [8, 9], "scores": [1.0, 2.0], "learner_version": 5},
+        {"kind": "sample", "candidates": 40, "example_id": [9, 7], "scores": [2.0, 3.0], "weights": [1.0, 0.5]}
+        | {"learner_versions": [5, 3], "learner_steps": [10, 0]},
+        {"kind": "sample", "candidates": 40, "example_id_text": ["x"], "scores": [4.0]},
+    ]
+    blank = {"time": 0, "step": 1, "rank": 0, "is_fallback": False}
+    table = pa.Table.from_pylist([{**dict.fromkeys(SCHEMA.names), **blank, **one} for one in made], SCHEMA)
+    found = per_candidate(table).to_pydict()
+    assert found["kind"] == ["select"] * 3 + ["remember"] * 2 + ["sample"] * 3
+    assert found["example_id"] == [None] * 3 + [8, 9, 9, 7, None]
+    assert found["example_id_text"] == [None] * 7 + ["x"]
+    assert found["score"] == [0.5, 1.5, 2.5, 1.0, 2.0, 2.0, 3.0, 4.0]
+    assert found["position"] == [0, 1, 2, 0, 1, None, None, None]
+    assert found["drawn"] == [1, None, 0, None, None, 0, 1, 0]
+    assert found["weight"] == [None] * 5 + [1.0, 0.5, None]
+    assert found["learner_version"] == [4, 4, 4, 5, 5, 5, 3, None]
 
 
 def test_what_lies_outside_the_range_is_left_out(service: FakeService, run: Run) -> None:

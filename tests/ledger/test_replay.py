@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from preceptor.ledger import SCHEMA
+from preceptor.ledger import FORMAT_KEY, FORMER_FORMAT, FORMER_LACKS, SCHEMA
 from preceptor.runs import RunSpec
 from preceptor_service.cli.main import app
 from preceptor_service.ledger.entries import Entry, to_table
@@ -80,6 +80,15 @@ def test_what_the_naive_loop_draws_replays(file: Path, selector: str) -> None:
     assert replayed(file) == {}
 
 
+def test_what_an_older_service_wrote_replays_and_a_changed_draw_in_it_is_found(file: Path) -> None:
+    old = ledger().drop_columns(sorted(FORMER_LACKS))
+    old = old.replace_schema_metadata({**old.schema.metadata, FORMAT_KEY: FORMER_FORMAT})
+    pq.write_table(old, file)
+    assert replayed(file) == {}
+    pq.write_table(changed(old, "indices", 6, _swapped), file)
+    assert replayed(file).keys() == {6}
+
+
 def _swapped(indices: list[int]) -> list[int]:
     return [indices[1], indices[0], *indices[2:]]
 
@@ -105,6 +114,7 @@ def _other(indices: list[int]) -> list[int]:
         ("rank", lambda _: -1, "cannot be drawn again"),
         ("candidates", lambda _: 25, "it has 24 scores for 25"),
         ("is_fallback", lambda _: True, "it has 24 scores for 24"),
+        ("kind", lambda _: "sample", "its kind is 'sample', and it is no operation of a memory bank"),
         ("weights", lambda _: [1.0] * COUNT, "the importance weights differ"),
     ],
 )
@@ -160,10 +170,11 @@ def test_a_file_that_is_no_ledger_is_refused(file: Path, tmp_path: Path) -> None
     table = ledger()
     metadata = dict(table.schema.metadata)
     cases = {
-        "its format is none, 1 is known": table.replace_schema_metadata(None),
-        "its format is 2": table.replace_schema_metadata({**metadata, b"preceptor.ledger": b"2"}),
+        "its format is none, 1 and 2 are known": table.replace_schema_metadata(None),
+        "its format is 3": table.replace_schema_metadata({**metadata, b"preceptor.ledger": b"3"}),
         "does not say which run": table.replace_schema_metadata({**metadata, b"preceptor.run": b"{}"}),
         r"lacks the columns \['scores'\]": table.drop_columns("scores"),
+        r"lacks the columns \['kind'\]": table.drop_columns("kind"),
         r"lacks the columns \['step'\]": table.set_column(1, "step", table["step"].cast(pa.int32())),
     }
     for said, wrong in cases.items():

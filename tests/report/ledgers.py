@@ -45,6 +45,19 @@ def unscored(step: int, ids: Any, reason: str | None = None) -> Entry:
     return entry(step, ids, scores=nothing, indices=np.arange(4), fallback_reason=reason, learner_step=None)
 
 
+def remembered(step: int, ids: Any, **fields: Any) -> Entry:
+    """A super-batch that was put into the memory bank."""
+    nothing = np.empty(0, np.int64)
+    settings: dict[str, Any] = {"kind": "remember", "indices": nothing, "bank_operation": 1, **fields}
+    return entry(step, ids, rows=len(ids), **settings)
+
+
+def sampled(step: int, ids: Any, learner_steps: Any, **fields: Any) -> Entry:
+    """A sub-batch of the memory bank, drawn from forty examples."""
+    stamps = {"learner_step": None, "learner_steps": np.array(learner_steps), "candidates": 40}
+    return remembered(step, ids, **{**stamps, "kind": "sample", **fields})
+
+
 def write(path: Path, entries: Sequence[Entry], spec: RunSpec = SPEC) -> Path:
     """Writes a ledger as `preceptor ledger export` does."""
     pq.write_table(to_table(RunRecord(spec, 1.0, 16), entries), path)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preceptor import RunCost, RunSpec, RunStatus
+from preceptor import MemoryBank, RunCost, RunSpec, RunStatus
 from preceptor_service.report.charts import Band, Chart, Line, number, ticks
 from preceptor_service.report.example_data import DataFiles, read_examples
 from preceptor_service.report.gather import Material, Reported
@@ -227,3 +227,15 @@ def test_a_gap_breaks_a_line_and_a_lonely_point_is_a_dot() -> None:
     flat = Chart("k", "t", "s", "x", "y", [Line("a", [(1.0, 2.0)])], from_zero=True)
     assert "nan" not in str(flat.svg())
     assert not Chart("k", "t", "s", "x", "y", [Line("a", [(1.0, None)])]).has_data
+
+
+@pytest.mark.parametrize("samples", [0, 9])
+def test_a_run_that_samples_from_a_memory_bank_has_scores_examples_and_answers(tmp_path: Path, samples: int) -> None:
+    spec = RunSpec("told", model="m", memory_bank=MemoryBank(99), control_fraction=0.5, seed=2)
+    entries = [ledgers.remembered(step, list(range(12))) for step in range(20)]
+    entries += [ledgers.sampled(step, [step, step + 1], [0, 0]) for step in range(samples)]
+    selections = read_selections(ledgers.write(tmp_path / "l.parquet", entries, spec), spec)
+    text = page_of(Material([reported("told", 0.9)], [], selections, shown=([0, 1], [2]))).text
+    assert f"{samples} answers of steps 0 to 19, sampled from a memory bank that 20 super-batches were put into" in text
+    assert "Offered is what the bank remembered, selected what it sampled" in text
+    assert "Scores of candidates" in text

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from preceptor import MemoryBank, RunSpec
 from preceptor_service.ledger.entries import Entry
 from preceptor_service.report import selections
 from preceptor_service.report.selections import read_selections
@@ -121,3 +123,47 @@ def test_without_ids_there_are_no_examples_and_an_empty_ledger_is_refused(tmp_pa
     assert (found.examples, found.answers, len(found.periods)) == (None, 1, 1)
     with pytest.raises(ValueError, match="holds no row"):
         read_selections(ledgers.write(tmp_path / "b.parquet", []), ledgers.SPEC)
+
+
+def test_what_a_bank_remembers_is_offered_and_what_it_samples_is_selected(tmp_path: Path) -> None:
+    spec = RunSpec("told", model="small_cnn", memory_bank=MemoryBank(40))
+    scores = np.array([1.0, 2.0, 3.0, math.nan], np.float32)
+    entries = [
+        ledgers.remembered(0, [1, 2, 3, 4], scores=scores),
+        ledgers.remembered(1, [3, 5], scores=np.array([5.0, 7.0], np.float32)),
+        ledgers.sampled(2, [3, 9], [0, 1], scores=np.array([5.0, 8.0], np.float32)),
+        ledgers.sampled(2, [3], [2], scores=np.array([5.0], np.float32), rank=1),
+        ledgers.entry(2, [1, 2], rows=2, scores=scores[:2], indices=np.array([1]), learner_step=0),
+    ]
+    found = read_selections(ledgers.write(tmp_path / "l.parquet", entries, spec), spec)
+    assert (found.answers, found.remembered, found.candidates, found.selected) == (3, 2, 8, 4)
+    assert (found.first_step, found.last_step, found.held_back, found.fallbacks) == (0, 2, 0, {})
+    assert found.examples is not None
+    by_id = {name: place for place, name in enumerate(found.examples.ids.to_pylist())}
+    told = {
+        name: [getattr(found.examples, of)[place] for of in ("offered", "selected", "expected", "mean_score")]
+        for name, place in by_id.items()
+    }
+    # Three examples were sampled for six offers to the bank; the select drew one of two.
+    assert told["1"] == [2, 0, 0.5 + 0.5, 1.0]
+    assert told["2"] == [2, 1, 0.5 + 0.5, 2.0]
+    assert told["3"] == [2, 2, 2 * 0.5, 4.0]
+    assert told["5"] == [1, 0, 0.5, 7.0]
+    assert told["4"][:3] == [1, 0, 0.5]
+    assert told["9"][:3] == [0, 1, 0.0]  # when it was remembered is no longer kept
+    assert sum(found.examples.expected) == sum(found.examples.selected)
+    first, second, third = found.periods
+    assert (first.answers, first.mean_offered, first.mean_selected, first.mean_staleness_steps) == (0, 2.0, None, None)
+    assert (second.answers, second.mean_offered) == (0, 6.0)
+    assert (third.answers, third.mean_offered, third.mean_selected) == (3, 1.5, 5.0)
+    assert third.mean_staleness_steps == pytest.approx(np.mean([1.5, 0.0, 2.0]))
+
+
+def test_a_sample_that_was_held_back_is_counted_and_shows_nothing_of_what_scores_do(tmp_path: Path) -> None:
+    spec = replace(ledgers.SPEC, memory_bank=MemoryBank(40))
+    held = next(step for step in range(40) if is_held_back(spec, step))
+    entries = [ledgers.remembered(held, [1, 2]), ledgers.sampled(held, [1], [0])]
+    found = read_selections(ledgers.write(tmp_path / "l.parquet", entries, spec), spec)
+    assert (found.answers, found.held_back) == (1, 1)
+    assert found.periods[0].mean_selected is None
+    assert found.periods[0].mean_offered is not None

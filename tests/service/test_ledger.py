@@ -188,7 +188,7 @@ def test_steps_that_are_not_there_are_refused_with_what_is(
     client: SelectionClient, raw: RawChannel, run_id: str
 ) -> None:
     run = ready(client, run_id, score="uniform")
-    with pytest.raises(StepsNotKeptError, match="is empty: no super-batch was answered yet"):
+    with pytest.raises(StepsNotKeptError, match="is empty: nothing was selected, remembered or sampled yet"):
         run.ledger(from_step=0)
     for step in (3, 9):
         select(run, step)

@@ -31,7 +31,10 @@ from preceptor.errors import (
 )
 from preceptor.v1 import memory_bank_pb2, selection_pb2
 from preceptor_service.app import RunningService
+from preceptor_service.ledger.replay import Replayed, ReplayFile
 from preceptor_service.memory_bank.rows import ROW_BYTES
+from preceptor_service.method_registry import MethodRegistry
+from preceptor_service.schedule import is_held_back
 from preceptor_service.storage.directory import DirectoryStorage
 from tests.naive.memory_bank import NaiveBank
 from tests.service import digits
@@ -520,6 +523,105 @@ def test_the_metrics_of_a_bank_tell_whether_scoring_runs_ahead(
     assert metrics.value("preceptor_scoring_flops_total", run=run_id) == 2 * B * per_candidate
     client.delete_run(run_id)
     wait_until(lambda: run_id not in metrics.runs(), "its series end")
+
+
+def replayed(run: Run, file: Path) -> list[Replayed]:
+    run.export_ledger(file)
+    return list(ReplayFile(file).replayed(MethodRegistry()))
+
+
+@pytest.mark.parametrize("selector", ["softmax", "proportional", "top_k"])
+def test_the_ledger_has_a_row_of_each_operation_and_replays_what_was_sampled(
+    client: SelectionClient, run_id: str, tmp_path: Path, selector: str
+) -> None:
+    bank = MemoryBank(3 * B, max_times_sampled=2, max_staleness_steps=15)
+    run = ready(client, run_id, bank, selector=selector, ledger=True, control_fraction=0.3, uniform_share=0.25)
+    answers: list[Any] = []
+    for step in range(8):
+        answers += [remember(run, step, first=step * 20), run.sample(6, step=2 * step, rank=1)]
+        run.select(digits.candidates(step), 8, step=step)
+        for _ in range(2):  # repeats, which are no operations
+            remember(run, step, first=step * 20)
+            run.sample(6, step=2 * step, rank=1)
+        if step % 3 == 2:
+            run.push_weights(digits.weights(step), step=2 * step)
+    rows = [row for row in run.ledger().to_pylist() if row["kind"] != "select"]
+    assert [row["bank_operation"] for row in rows] == list(range(1, 17))
+    assert [row["kind"] for row in rows] == ["remember", "sample"] * 8
+    for row, answer in zip(rows, answers, strict=True):
+        assert row["bank_examples"] == answer.examples
+        assert np.array(row["scores"], np.float32).tobytes() == answer.scores.tobytes()
+        assert (row["indices"], row["is_fallback"]) == (None, False)
+    for step, (row, answer) in enumerate(zip(rows[::2], answers[::2], strict=True)):
+        assert (row["step"], row["rank"], row["candidates"]) == (step, 0, B)
+        assert row["example_id"] == (list(range(step * 20, step * 20 + B)))
+        assert (row["learner_version"], row["learner_step"]) == (answer.learner_version, answer.learner_step)
+        assert row["digest"] == batches.encode(digits.candidates(step), np.arange(step * 20, step * 20 + B)).digest
+        assert row["reference_digest"] == run.status().reference_digest
+    for row, answer in zip(rows[1::2], answers[1::2], strict=True):
+        assert row["example_id"] == answer.example_id.tolist()
+        assert row["learner_versions"] == answer.learner_versions.tolist()
+        assert row["learner_steps"] == (answer.step - answer.staleness_steps).tolist()
+        assert row["weights"] == (None if answer.weights is None else answer.weights.tolist())
+        assert (row["step"], row["rank"]) == (answer.step, 1)
+        assert row["candidates"] >= 6
+    found = replayed(run, tmp_path / "ledger.parquet")
+    assert len(found) == 24
+    assert all(one.is_known and one.difference is None for one in found)
+
+
+def test_texts_and_scores_without_a_learner_stand_in_the_ledger_too(
+    client: SelectionClient, run_id: str, tmp_path: Path
+) -> None:
+    run = client.create_run(digits.spec(run_id, score="easy_reference", ledger=True, memory_bank=MemoryBank(B)))
+    run.push_reference(digits.weights(2))
+    texts = [f"bild-{i}.jpg" for i in range(B)]
+    run.remember(digits.candidates(1), texts, step=0)
+    sampled = run.sample(5, step=0)
+    put, drawn = run.ledger().to_pylist()
+    assert (put["example_id"], put["example_id_text"]) == (None, texts)
+    assert (put["learner_version"], put["learner_step"]) == (None, None)
+    assert (drawn["example_id_text"], drawn["candidates"]) == (sampled.example_id, B)
+    assert (drawn["learner_versions"], drawn["learner_steps"]) == (None, None)
+    assert [one.difference for one in replayed(run, tmp_path / "ledger.parquet")] == [None, None]
+
+
+def test_what_was_done_while_nobody_waited_any_more_stands_in_the_ledger(
+    client: SelectionClient, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ready(client, run_id, ledger=True, deadline_s=0.3)
+    remember(run, 0)
+    create, go_on = DirectoryStorage.create, Event()
+
+    def late(self: DirectoryStorage, path: str, content: bytes) -> bool:
+        if path.endswith(".operation"):
+            go_on.wait(30)
+        return create(self, path, content)
+
+    monkeypatch.setattr(DirectoryStorage, "create", late)
+    with pytest.raises(DeadlineExceededError):
+        run.sample(4, step=0, timeout_s=1.0)
+    go_on.set()
+    wait_until(lambda: run.ledger()["kind"].to_pylist() == ["remember", "sample"], "it is done, and written down")
+    sampled = run.sample(4, step=0)
+    run.sample(4, step=1)
+    assert run.ledger()["example_id"].to_pylist()[1] == sampled.example_id.tolist()
+    assert [one.difference for one in replayed(run, tmp_path / "ledger.parquet")] == [None] * 3
+
+
+def test_samples_of_steps_that_are_held_back_say_so_and_are_counted(
+    client: SelectionClient, run_id: str, metrics: Metrics
+) -> None:
+    run = ready(client, run_id, selector="top_k", control_fraction=0.5, seed=1)
+    remember(run, 0)
+    held = []
+    for step in range(8):
+        sampled = run.sample(2, step=step)
+        assert run.sample(2, step=step).is_control == sampled.is_control == is_held_back(run.spec, step)
+        held.append(sampled.is_control)
+    assert 0 < sum(held) < 8
+    assert run.status().control_super_batches == sum(held)
+    assert metrics.value("preceptor_control_super_batches_total", run=run_id) == sum(held)
 
 
 def test_a_long_run_writes_snapshots_in_the_background(start: Callable[..., RunningService], tmp_path: Path) -> None:

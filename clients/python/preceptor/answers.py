@@ -128,6 +128,8 @@ class Sampled:
         examples: examples that the bank held then, without those that left with this.
         weights: float32 `[b]`, importance weights, above 0, the largest 1; None unless the run's selector is
             proportional.
+        is_control: the step was held back as the run's control arm, and therefore drawn uniformly from what the bank
+            could give.
     """
 
     step: int
@@ -138,6 +140,7 @@ class Sampled:
     staleness_steps: NDArray[np.int64] | None
     examples: int
     weights: NDArray[np.float32] | None = None
+    is_control: bool = False
 
 
 @dataclass(frozen=True)

@@ -412,7 +412,7 @@ class Run:
         return memory_bank.sample(self._connection, request, wait_s, self._timeout(timeout_s))
 
     def ledger(self, from_step: int | None = None, to_step: int | None = None, timeout_s: float | None = None) -> Any:
-        """Returns what answered super-batches were drawn from, for runs with `RunSpec.ledger`.
+        """Returns what super-batches were drawn from and a memory bank did, for runs with `RunSpec.ledger`.
 
         Args:
             from_step: first step; None: the first that is kept.
@@ -420,9 +420,9 @@ class Run:
             timeout_s: for all of it; default: the client's.
 
         Returns:
-            A `pyarrow.Table` with one row per answer and the columns of `preceptor.ledger.SCHEMA`, about in the order
-            of time; `preceptor.ledger.per_candidate` unfolds it. All of it is in memory: for a long run ask for a
-            range, or `export_ledger`.
+            A `pyarrow.Table` with one row per answered super-batch, `remember` and `sample`, and the columns of
+            `preceptor.ledger.SCHEMA`, about in the order of time; `preceptor.ledger.per_candidate` unfolds it. All of
+            it is in memory: for a long run ask for a range, or `export_ledger`.
 
         Raises:
             ValueError: the range ends before it begins, or starts below 0.

@@ -91,6 +91,7 @@ def sampled_from_proto(step: int, rank: int, message: memory_bank_pb2.SampleBank
         staleness_steps=step - _wholes(message.learner_steps) if message.learner_steps else None,
         examples=message.examples,
         weights=_floats(message.weights) if message.weights else None,
+        is_control=message.is_control,
     )
 
 

@@ -1,4 +1,4 @@
-"""A run's ledger as a table: what each answered super-batch was drawn from. Called by `client.py`.
+"""A run's ledger as a table: what each answer was drawn from, and what its memory bank did. Called by `client.py`.
 
 The columns are shared with the service, which writes them; docs/ledger.md says what they mean.
 """
@@ -25,8 +25,12 @@ from preceptor.v1 import ledger_pb2
 
 FORMAT_KEY = b"preceptor.ledger"
 """Key of the schema's metadata under which `FORMAT` lies."""
-FORMAT = b"1"
+FORMAT = b"2"
 """Changes when a column changes its name, type or meaning."""
+FORMER_FORMAT = b"1"
+"""Of services that kept no rows of memory banks: it lacks `FORMER_LACKS`, and every row is a `select`."""
+FORMER_LACKS = frozenset({"kind", "bank_operation", "bank_examples", "learner_versions", "learner_steps"})
+"""Columns that came since."""
 RUN_KEY = b"preceptor.run"
 """Key of the schema's metadata: `{"create_time_s": ..., "spec": ...}`, the run's settings as the contract's JSON."""
 
@@ -35,6 +39,7 @@ SCHEMA: Any = pa.schema(
         pa.field("time", pa.timestamp("us", "UTC"), nullable=False),
         pa.field("step", pa.int64(), nullable=False),
         pa.field("rank", pa.int64(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
         pa.field("candidates", pa.int64(), nullable=False),
         pa.field("learner_version", pa.int64()),
         pa.field("learner_step", pa.int64()),
@@ -42,15 +47,19 @@ SCHEMA: Any = pa.schema(
         pa.field("reference_fold_1_digest", pa.string()),
         pa.field("is_fallback", pa.bool_(), nullable=False),
         pa.field("fallback_reason", pa.string()),
-        pa.field("digest", pa.binary(), nullable=False),
+        pa.field("digest", pa.binary()),
         pa.field("example_id", pa.list_(pa.int64())),
         pa.field("example_id_text", pa.list_(pa.string())),
         pa.field("scores", pa.list_(pa.float32())),
-        pa.field("indices", pa.list_(pa.int64()), nullable=False),
+        pa.field("indices", pa.list_(pa.int64())),
         pa.field("weights", pa.list_(pa.float32())),
+        pa.field("bank_operation", pa.int64()),
+        pa.field("bank_examples", pa.int64()),
+        pa.field("learner_versions", pa.list_(pa.int64())),
+        pa.field("learner_steps", pa.list_(pa.int64())),
     ]
 )
-"""The columns of a ledger, one row per answered super-batch."""
+"""The columns of a ledger, one row per answered super-batch and per operation of a memory bank."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +69,7 @@ class LedgerExport:
     """What was written to a file.
 
     Attributes:
-        steps: rows, one per answered super-batch.
+        steps: rows, one per answered super-batch and per operation of a memory bank.
         damaged: what is missing because the store holds it damaged, a sentence each.
     """
 
@@ -121,31 +130,62 @@ def per_candidate(table: Any) -> Any:
     """Unfolds a ledger to one row per candidate, for a data frame.
 
     Args:
-        table: a `pyarrow.Table` with the columns of `SCHEMA`.
+        table: a `pyarrow.Table` with the columns of `SCHEMA`, or those of `FORMER_FORMAT`.
 
     Returns:
-        A `pyarrow.Table`: `time`, `step`, `rank`, `learner_version` and `is_fallback` of the super-batch; `position`
-        in it; `example_id`, `example_id_text` and `score`, null where there is none; `drawn`, the place in the order
+        A `pyarrow.Table`. Of kinds `select` and `remember` it has a row per candidate of the super-batch, of `sample`
+        one per example that was drawn: what else was in the bank stands in rows of `remember`. Columns: `time`, `step`,
+        `rank`, `kind` and `is_fallback`; `learner_version` behind the score; `position` in the super-batch, null for
+        `sample`; `example_id`, `example_id_text` and `score`, null where there is none; `drawn`, the place in the order
         drawn from 0 on, null for a candidate that was not selected; `weight`, null likewise.
     """
-    table = table.combine_chunks()
-    counts = table["candidates"].to_numpy()
+    table = with_all_columns(table).combine_chunks()
+    counts, is_sample = rows_unfolded(table), _is_sample(table)
     starts = np.cumsum(counts) - counts
     of = np.repeat(np.arange(len(table)), counts)
     columns: dict[str, Any] = {
-        name: table[name].take(pa.array(of)) for name in ("time", "step", "rank", "learner_version", "is_fallback")
+        name: table[name].take(pa.array(of))
+        for name in ("time", "step", "rank", "kind", "learner_version", "is_fallback")
     }
-    columns["position"] = pa.array(np.arange(len(of)) - starts[of])
-    for name, source in (("example_id",) * 2, ("example_id_text",) * 2, ("score", "scores")):
+    columns["position"] = pa.array(np.arange(len(of)) - starts[of], mask=is_sample[of])
+    unfolded = (("example_id",) * 2, ("example_id_text",) * 2, ("score", "scores"), ("versions", "learner_versions"))
+    for name, source in unfolded:
         is_there = np.repeat(table[source].is_valid().to_numpy(), counts)
         columns[name] = _spread(pc.list_flatten(table[source]), np.flatnonzero(is_there), len(of))
-    drawn_of = pc.list_parent_indices(table["indices"]).to_numpy()
-    chosen = starts[drawn_of] + pc.list_flatten(table["indices"]).to_numpy()
-    first = np.searchsorted(drawn_of, drawn_of)
-    columns["drawn"] = _spread(pa.array(np.arange(len(chosen)) - first), chosen, len(of))
+    columns["learner_version"] = pc.coalesce(columns["learner_version"], columns.pop("versions"))
+    drawn_counts = np.where(is_sample, counts, _lengths(table["indices"]))
+    drawn_of = np.repeat(np.arange(len(table)), drawn_counts)
+    place = np.arange(len(drawn_of)) - (np.cumsum(drawn_counts) - drawn_counts)[drawn_of]
+    within = place.copy()  # a sample lists what was drawn, in that order
+    within[~is_sample[drawn_of]] = pc.list_flatten(table["indices"]).to_numpy()
+    chosen = starts[drawn_of] + within
+    columns["drawn"] = _spread(pa.array(place), chosen, len(of))
     weighted = table["weights"].is_valid().to_numpy()[drawn_of]
     columns["weight"] = _spread(pc.list_flatten(table["weights"]), chosen[weighted], len(of))
     return pa.table(columns)
+
+
+def rows_unfolded(table: Any) -> Any:
+    """Returns how many rows `per_candidate` makes of each row of a table with the columns of `SCHEMA`, int64."""
+    return np.where(_is_sample(table), _lengths(table["scores"]), table["candidates"].to_numpy())
+
+
+def with_all_columns(table: Any) -> Any:
+    """Returns a table of `FORMER_FORMAT` with the columns that came since, or as it is where it has them."""
+    if "kind" in table.schema.names:
+        return table
+    for name in (name for name in SCHEMA.names if name in FORMER_LACKS):
+        values = ["select"] * len(table) if name == "kind" else [None] * len(table)
+        table = table.append_column(SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), FORMAT_KEY: FORMAT})
+
+
+def _is_sample(table: Any) -> Any:
+    return pc.equal(table["kind"], "sample").to_numpy()
+
+
+def _lengths(lists: Any) -> Any:
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
 
 
 def _spread(values: Any, places: Any, count: int) -> Any:
@@ -164,7 +204,7 @@ class _Reading:
         self._timeout_s = timeout_s
         self._run: bytes | None = None
         self._kept = ledger_pb2.LedgerKept()
-        self._seen: set[tuple[int, int, int]] = set()
+        self._seen: set[tuple[Any, ...]] = set()
         self.damaged: list[str] = []
 
     def tables(self) -> Iterator[Any]:
@@ -202,9 +242,11 @@ class _Reading:
     def _rows(self, content: bytes) -> Any:
         try:
             table = pq.read_table(pa.BufferReader(content))
+            if table.schema.metadata.get(FORMAT_KEY) == FORMER_FORMAT:
+                table = with_all_columns(table)
             known = table.select(SCHEMA.names).cast(SCHEMA.with_metadata(table.schema.metadata))
             run = table.schema.metadata[RUN_KEY]
-        except (pa.ArrowException, ValueError, KeyError, TypeError, OSError) as error:
+        except (pa.ArrowException, AttributeError, ValueError, KeyError, TypeError, OSError) as error:
             raise InternalError(f"the service answered a segment that cannot be read: {error}") from error
         self._run = self._run or run
         if run != self._run:
@@ -212,7 +254,8 @@ class _Reading:
         return known.filter(self._wanted(known))
 
     def _wanted(self, table: Any) -> Any:
-        keys = zip(*(table[name].cast(pa.int64()).to_pylist() for name in ("time", "step", "rank")), strict=True)
+        names = ("time", "step", "rank", "bank_operation")
+        keys = zip(*(table[name].cast(pa.int64()).to_pylist() for name in names), strict=True)
         wanted = []
         for key in keys:
             is_new = key not in self._seen and self._is_in_range(key[1])

@@ -92,14 +92,15 @@ class RunSpec:
         reference_losses: name of a table of reference losses that the operator built and put there; candidates whose
             `example_id` is in it are not scored by the reference, so super-batches need `example_id`. Push the
             reference that the table was made with. None: every candidate is scored live.
-        ledger: whether the service keeps what every answered super-batch was drawn from, for `Run.ledger`; changes
-            nothing of what is selected.
+        ledger: whether the service keeps what every answered super-batch was drawn from, and every operation of the
+            memory bank, for `Run.ledger`; changes nothing of what is selected.
         memory_bank: keeps scored examples, for `Run.remember` and `Run.sample`; changes nothing of what `Run.select`
             answers. None: there is none.
         co_training: the service trains the learner copy itself, on the sub-batches that it hands out; then ask for
             sub-batches, and push no weights but the reference's. None: push them.
         control_fraction: share of steps that are held back as a control arm, from 0 to below 1: drawn uniformly and
-            not scored (`Selection.is_control`), so that a report can compare; not with score uniform.
+            not scored (`Selection.is_control`, `Sampled.is_control`), so that a report can compare; not with score
+            uniform.
         control_block_steps: steps that are held back together; report metrics at its multiples
             (`Run.report_metrics`), so that what one gains over a block can be put down to it. 1 or above.
 

@@ -32,7 +32,7 @@ def export(
     to_step: Annotated[int | None, typer.Option(help="Last step, included; none: the last that is kept.")] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds for all of it.")] = 600.0,
 ) -> None:
-    """Write a run's ledger to a Parquet file, one row per answered super-batch."""
+    """Write a run's ledger to a Parquet file, one row per answered super-batch and operation of its memory bank."""
     with gateway.connect() as client:
         written = client.get_run(run).export_ledger(out, from_step, to_step, timeout_s)
     sys.stdout.write(f"{out} holds {written.steps:,} steps of run {run}\n")
@@ -51,9 +51,10 @@ def replay(
     try:
         ledger, settings = ReplayFile(file), load_config(config)
         methods = MethodRegistry(settings.rules, settings.selectors)
-        steps, differing = 0, 0
+        steps, differing, unknown = 0, 0, 0
         for found in ledger.replayed(methods):
             steps += 1
+            unknown += not found.is_known
             if found.difference is not None:
                 differing += 1
                 if differing <= _SHOWN:
@@ -62,6 +63,15 @@ def replay(
         raise failed(f"{error}; give the --config that names the operator's own") from error
     except (ConfigError, LedgerFileError, ValueError) as error:
         raise failed(str(error)) from error
+    of = f"of {steps:,} steps of run {ledger.spec.run_id}"
+    kept = f"{unknown:,} {of} are not replayable because earlier operations of the memory bank are not kept here"
+    if unknown and (differing or unknown == steps):
+        sys.stdout.write(f"{kept}\n")
     if differing:
-        raise failed(f"{differing:,} of {steps:,} steps of run {ledger.spec.run_id} do not replay to what was selected")
-    sys.stdout.write(f"all {steps:,} steps of run {ledger.spec.run_id} replay to what was selected, bit for bit\n")
+        raise failed(f"{differing:,} {of} do not replay to what was selected")
+    if unknown == steps > 0:
+        raise failed(f"nothing could be drawn again; export run {ledger.spec.run_id} from its first step on")
+    if unknown:
+        sys.stdout.write(f"{kept}; the other {steps - unknown:,} replay to what was selected, bit for bit\n")
+    else:
+        sys.stdout.write(f"all {steps:,} steps of run {ledger.spec.run_id} replay to what was selected, bit for bit\n")

@@ -88,7 +88,10 @@ def _summary(kept: Sequence[Segment]) -> ledger_pb2.LedgerKept:
 def _what_is_kept(run_id: str, request: ledger_pb2.ReadLedgerRequest, kept: Sequence[Segment]) -> str:
     asked = f"from {request.from_step}" + (f" to {request.to_step}" if request.HasField("to_step") else " on")
     if not kept:
-        return f"the ledger of run {run_id!r} is empty: no super-batch was answered yet, or none could be written"
+        return (
+            f"the ledger of run {run_id!r} is empty: nothing was selected, remembered or sampled yet, or it could not "
+            "be written"
+        )
     first, last = min(segment.first_step for segment in kept), max(segment.last_step for segment in kept)
     return (
         f"the ledger of run {run_id!r} holds steps {first} to {last}, and none {asked}; older ones are dropped at "

@@ -19,8 +19,9 @@ from preceptor_service.gateway.uploads import Uploads
 from preceptor_service.memory_bank.bank import BANK_DOMAIN, Key, Put
 from preceptor_service.memory_bank.bank_store import Answer
 from preceptor_service.memory_bank.memory_banks import MemoryBanks
-from preceptor_service.pipeline import Arrived, Pipeline, Stages
+from preceptor_service.pipeline import Arrived, Pipeline
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
+from preceptor_service.schedule import is_held_back
 
 Context: TypeAlias = grpc.aio.ServicerContext
 
@@ -57,17 +58,19 @@ class MemoryBankService:
         if known is not None:  # scoring it again would cost time, and change nothing
             return translate.remembered(known)
 
-        async def scored_and_put(pinned: Pinned, arrived: Arrived) -> tuple[Answer[Put], Stages]:
+        async def scored_and_put(pinned: Pinned, arrived: Arrived) -> Answer[Put]:
             scored, ids, stages = await self._pipeline.score_by_id(run, pinned, arrived)
             learner = pinned.learner
             version, step = (learner.version, learner.step) if learner else (0, 0)
             asked = Put(key, identity, ids, scored.scores, version, step)
-            return await self._banks.put(run.record, asked, settings, deadline), stages
+
+            def tell(answer: Answer[Put]) -> None:
+                self._recorder.remembered(run, answer, pinned, stages)
+
+            return await self._banks.put(run.record, asked, settings, deadline, tell)
 
         # While it waits for the store, too, its bytes count as held.
-        (answer, stages), *_ = await self._uploads.scored(run, header, requests, scored_and_put, deadline)
-        if answer.is_new:
-            self._recorder.remembered(run, answer.operation, stages)
+        answer, *_ = await self._uploads.scored(run, header, requests, scored_and_put, deadline)
         return translate.remembered(answer.operation)
 
     async def sample_bank(
@@ -85,13 +88,13 @@ class MemoryBankService:
         draw = Draw(request.step, request.rank, request.sub_batch_size, BANK_DOMAIN)
         deadline = asyncio.get_running_loop().time() + run.deadline_s
         try:
-            answer = await self._banks.sample(run.record, run.selector, settings, draw, deadline)
+            answer = await self._banks.sample(
+                run.record, run.selector, settings, draw, deadline, lambda answer: self._recorder.sampled(run, answer)
+            )
         except BankShortError:
             self._recorder.found_too_few(run)
             raise
-        if answer.is_new:
-            self._recorder.sampled(run, answer.operation)
-        return translate.sampled(answer.operation)
+        return translate.sampled(answer.operation, is_held_back(run.spec, request.step))
 
 
 def _bank_of(run: ActiveRun) -> MemoryBank:

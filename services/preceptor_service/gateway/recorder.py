@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import get_args
 
@@ -12,12 +11,14 @@ from preceptor.errors import PreceptorError
 from preceptor.runs import seconds
 from preceptor.v1 import selection_pb2
 from preceptor_service.cost_meter import Cost
-from preceptor_service.ledger.entries import Entry
+from preceptor_service.gateway.ledger_entries import remembered_entry, sampled_entry, selected_entry
 from preceptor_service.ledger.ledger import Ledger
 from preceptor_service.memory_bank.bank import Put, Sample
+from preceptor_service.memory_bank.bank_store import Answer
 from preceptor_service.metrics import LEDGER_LOSSES, SERVICE_CODES, STAGES, GatewayMetrics
 from preceptor_service.pipeline import FallbackReason, Selected, Stages
 from preceptor_service.runs import ActiveRun, Pinned
+from preceptor_service.schedule import is_held_back
 from preceptor_service.scoring.pool import Trained
 from preceptor_service.weight_store import Role
 
@@ -82,10 +83,8 @@ class Recorder:
             return
         run.counters.count(header.step, header.row_count, header.sub_batch_size, selected.is_fallback)
         metrics, run_id = self._metrics, run.run_id
-        run.counters.control_super_batches += answer.is_control
+        self._control(run, answer.is_control)
         run.counters.answer_s += seconds(answer.timings.total)
-        if run.spec.control_fraction > 0:
-            metrics.control_super_batches.labels(run_id).inc(answer.is_control)
         metrics.super_batches.labels(run_id).inc()
         metrics.candidates.labels(run_id).inc(header.row_count)
         metrics.selected.labels(run_id).inc(header.sub_batch_size)
@@ -98,7 +97,7 @@ class Recorder:
         self._time(run, selected, answer)
         self._learner(run, selected.pinned)
         if run.spec.ledger:
-            self._ledger.keep(run.record, _entry(header, selected))
+            self._ledger.keep(run.record, selected_entry(header, selected))
         if (cost := run.cost) is not None:
             self._cost(run_id, cost)
 
@@ -119,11 +118,11 @@ class Recorder:
         if not run.deleted.is_set():
             self._metrics.failed_pushes.labels(run.run_id, error.code).inc()
 
-    def remembered(self, run: ActiveRun, put: Put, stages: Stages) -> None:
+    def remembered(self, run: ActiveRun, answer: Answer[Put], pinned: Pinned, stages: Stages) -> None:
         """Records a super-batch that was put into the run's memory bank; not one that was put in before."""
-        if run.deleted.is_set():
+        if run.deleted.is_set() or not answer.is_new:
             return
-        metrics, run_id = self._metrics, run.run_id
+        metrics, run_id, put = self._metrics, run.run_id, answer.operation
         self._begin_bank(run_id)
         run.counters.candidates += len(put.scores)
         finite = int(np.count_nonzero(np.isfinite(put.scores)))
@@ -132,19 +131,24 @@ class Recorder:
         metrics.bank_evicted.labels(run_id).inc(put.evicted)
         metrics.bank_examples.labels(run_id).set(put.examples)
         self._scoring(run, stages)
+        if run.spec.ledger:
+            self._ledger.keep(run.record, remembered_entry(answer, pinned))
         if (cost := run.cost) is not None:
             self._cost(run_id, cost)
 
-    def sampled(self, run: ActiveRun, sample: Sample) -> None:
+    def sampled(self, run: ActiveRun, answer: Answer[Sample]) -> None:
         """Records a sub-batch that was sampled from the run's memory bank; not one that was sampled before."""
-        if run.deleted.is_set():
+        if run.deleted.is_set() or not answer.is_new:
             return
-        metrics, run_id, counters = self._metrics, run.run_id, run.counters
+        metrics, run_id, counters, sample = self._metrics, run.run_id, run.counters, answer.operation
         self._begin_bank(run_id)
         counters.selected += len(sample.ids)
         counters.last_step = max(sample.key.step, counters.last_step or 0)
         metrics.bank_sampled.labels(run_id).inc(len(sample.ids))
         metrics.bank_examples.labels(run_id).set(sample.examples)
+        self._control(run, is_held_back(run.spec, sample.key.step))
+        if run.spec.ledger:
+            self._ledger.keep(run.record, sampled_entry(answer))
         if (cost := run.cost) is not None:
             self._cost(run_id, cost)
 
@@ -206,6 +210,11 @@ class Recorder:
         for part, spent in (("forward", stages.forward_s), ("load", stages.load_s), ("queue", stages.queue_s)):
             metrics.scorer_seconds.labels(run_id, part).inc(spent)
 
+    def _control(self, run: ActiveRun, is_control: bool) -> None:
+        run.counters.control_super_batches += is_control
+        if run.spec.control_fraction > 0:
+            self._metrics.control_super_batches.labels(run.run_id).inc(is_control)
+
     def _begin_bank(self, run_id: str) -> None:
         """Begins its series together, so that the first event of each is seen as an increase."""
         metrics = self._metrics
@@ -229,28 +238,6 @@ class Recorder:
         metrics.expected_savings.labels(run_id).set(cost.expected_savings)
         metrics.compute_ratio.labels(run_id).set(cost.compute_ratio)
         metrics.compute_positive.labels(run_id).set(cost.is_positive)
-
-
-def _entry(header: selection_pb2.SuperBatchHeader, selected: Selected) -> Entry:
-    pinned = selected.pinned if len(selected.scores) else None  # nothing is behind an unscored draw
-    learner = pinned.learner if pinned else None
-    reference, fold_1 = (pinned.models.reference, pinned.models.reference_fold_1) if pinned else (None, None)
-    return Entry(
-        time_us=time.time_ns() // 1000,
-        step=header.step,
-        rank=header.rank,
-        candidates=header.row_count,
-        learner_version=learner.version if learner else None,
-        learner_step=learner.step if learner else None,
-        reference_digest=reference.digest if reference else None,
-        reference_fold_1_digest=fold_1.digest if fold_1 else None,
-        fallback_reason=selected.fallback,
-        digest=header.digest,
-        example_id=selected.example_id,
-        scores=selected.scores,
-        indices=selected.indices,
-        weights=selected.weights,
-    )
 
 
 def _age(staleness_steps: int) -> int:

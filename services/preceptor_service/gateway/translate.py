@@ -71,7 +71,7 @@ def remembered(put: Put) -> memory_bank_pb2.RememberResponse:
     )
 
 
-def sampled(sample: Sample) -> memory_bank_pb2.SampleBankResponse:
+def sampled(sample: Sample, is_control: bool) -> memory_bank_pb2.SampleBankResponse:
     """Returns a sub-batch from a bank."""
     texts, has_learner = are_texts(sample.ids), bool(sample.learner_versions.all())
     return memory_bank_pb2.SampleBankResponse(
@@ -82,6 +82,7 @@ def sampled(sample: Sample) -> memory_bank_pb2.SampleBankResponse:
         learner_steps=_wholes(sample.learner_steps) if has_learner else b"",
         weights=_floats(sample.weights),
         examples=sample.examples,
+        is_control=is_control,
     )
 
 

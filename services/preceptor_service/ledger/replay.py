@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from preceptor.errors import PreceptorError
-from preceptor.ledger import FORMAT, FORMAT_KEY, RUN_KEY, SCHEMA
+from preceptor.ledger import FORMAT, FORMAT_KEY, FORMER_FORMAT, FORMER_LACKS, RUN_KEY, SCHEMA, with_all_columns
 from preceptor.runs import RunSpec, spec_from_proto
 from preceptor.v1 import run_pb2
 from preceptor_service.drawing import Draw, drawn_by_score, drawn_uniformly
+from preceptor_service.ledger.bank_replay import BankReplay, BankRow, Found
 from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.schedule import count_by_score
 from preceptor_service.selectors import Selector
@@ -33,11 +35,15 @@ class LedgerFileError(Exception):
 
 @dataclass(frozen=True)
 class Replayed:
-    """One row, drawn once more; `difference` is None where the same came out."""
+    """One row, drawn once more; `difference` is None where the same came out.
+
+    `is_known` is False where nothing can come out: a row of a memory bank of which earlier operations are not there.
+    """
 
     step: int
     rank: int
     difference: str | None
+    is_known: bool = True
 
 
 class ReplayFile:
@@ -55,15 +61,20 @@ class ReplayFile:
             told = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
             raise LedgerFileError(f"cannot read {path}: {told}") from error
         self.spec = _spec(path, schema)
-        missing = [field.name for field in SCHEMA if not _has(schema, field)]
+        self._columns = [
+            name for name in SCHEMA.names if schema.metadata[FORMAT_KEY] != FORMER_FORMAT or name not in FORMER_LACKS
+        ]
+        missing = [name for name in self._columns if not _has(schema, SCHEMA.field(name))]
         if missing:
             raise LedgerFileError(f"{path} lacks the columns {missing} of a ledger, or has them with other types")
         self._path = path
 
     def replayed(self, methods: MethodRegistry) -> Iterator[Replayed]:
-        """Draws each row again, from its scores, the run's settings, its step and its rank alone.
+        """Draws each row again: a super-batch from its scores, the run's settings, its step and its rank alone.
 
-        The same numpy on the same kind of machine gives the same bits; another may round a logarithm differently.
+        What was sampled from a memory bank follows from what was done to it before, which is done again in the order of
+        the operations' numbers. The same numpy on the same kind of machine gives the same bits; another may round a
+        logarithm differently.
 
         Raises:
             InvalidRunError: `methods` has no selector of the run's name.
@@ -71,19 +82,34 @@ class ReplayFile:
         """
         selector = methods.selector(self.spec.selector)
         try:
-            for batch in self._file.iter_batches(_ROWS_AT_ONCE, columns=SCHEMA.names):
-                for at in range(len(batch)):
-                    yield _replayed(self.spec, selector, {name: batch[name][at] for name in SCHEMA.names})
+            bank = self._bank(selector)
+            for batch in self._file.iter_batches(_ROWS_AT_ONCE, columns=self._columns):
+                table = with_all_columns(pa.Table.from_batches([batch]))
+                for at in range(len(table)):
+                    row = {name: table[name][at] for name in SCHEMA.names}
+                    number = row["bank_operation"].as_py()
+                    if bank is None or number is None:
+                        yield _replayed(self.spec, selector, row)
+                    else:
+                        yield from (_of_bank(found) for found in bank.add(BankRow(number, row)))
         except (pa.ArrowException, OSError) as error:
             raise LedgerFileError(f"{self._path} is damaged: {error}") from error
+
+    def _bank(self, selector: Selector) -> BankReplay | None:
+        """Returns the run's memory bank, still empty; None where it has none."""
+        if self.spec.memory_bank is None or "bank_operation" not in self._columns:
+            return None
+        numbers = pc.drop_null(self._file.read(columns=["bank_operation"])["bank_operation"])
+        return BankReplay(self.spec, selector, numbers.to_numpy())
 
 
 def _spec(path: Path, schema: pa.Schema) -> RunSpec:
     metadata = schema.metadata or {}
-    if metadata.get(FORMAT_KEY) != FORMAT:
+    if metadata.get(FORMAT_KEY) not in (FORMAT, FORMER_FORMAT):
         found = metadata.get(FORMAT_KEY, b"none").decode(errors="replace")[:16]
         raise LedgerFileError(
-            f"{path} is not a ledger that this version reads: its format is {found}, {FORMAT.decode()} is known"
+            f"{path} is not a ledger that this version reads: its format is {found}, {FORMER_FORMAT.decode()} and "
+            f"{FORMAT.decode()} are known"
         )
     try:
         spec = json.loads(metadata[RUN_KEY])["spec"]
@@ -96,6 +122,11 @@ def _has(schema: pa.Schema, field: pa.Field) -> bool:
     return field.name in schema.names and schema.field(field.name).type == field.type
 
 
+def _of_bank(found: Found) -> Replayed:
+    step, rank = (found.row.columns[name].as_py() for name in ("step", "rank"))
+    return Replayed(step, rank, found.difference, found.is_known)
+
+
 def _replayed(spec: RunSpec, selector: Selector, row: dict[str, Any]) -> Replayed:
     step, rank = row["step"].as_py(), row["rank"].as_py()
     try:
@@ -105,6 +136,8 @@ def _replayed(spec: RunSpec, selector: Selector, row: dict[str, Any]) -> Replaye
 
 
 def _difference(spec: RunSpec, selector: Selector, row: dict[str, Any], step: int, rank: int) -> str | None:
+    if (kind := row["kind"].as_py()) != "select":
+        return f"its kind is {kind!r}, and it is no operation of a memory bank"
     rows, scores = row["candidates"].as_py(), _values(row["scores"], np.float32)
     recorded, weights = _values(row["indices"], np.int64), _values(row["weights"], np.float32)
     draw = Draw(step, rank, len(recorded))

@@ -82,6 +82,8 @@ class Sample:
         learner_versions, learner_steps: int64 `[b]`, of the learner copies behind them; 0 where there is none.
         weights: importance weights, float32 `[b]`; empty where the selector has none.
         examples: that the bank held then.
+        candidates: examples that it was drawn from: those that were not too stale; 0 where a service that did not keep
+            that drew it.
     """
 
     key: Key
@@ -92,6 +94,7 @@ class Sample:
     learner_steps: NDArray[np.int64]
     weights: NDArray[np.float32]
     examples: int = 0
+    candidates: int = 0
 
 
 Operation = Put | Sample
@@ -219,6 +222,7 @@ def sample(bank: Bank, spec: RunSpec, selector: Selector, settings: MemoryBank, 
         rows.learner_steps[chosen],
         weights,
         len(left),
+        len(eligible),
     )
     return Done(operation, left)
 

@@ -55,10 +55,11 @@ class _Listed(NamedTuple):
 
 
 class Answer(NamedTuple, Generic[OperationT]):
-    """An operation that was done; `is_new` where it was done just now."""
+    """The operation of that `number`, which was done; `is_new` where it was done just now."""
 
     operation: OperationT
     is_new: bool
+    number: int
 
 
 class OpenBank:
@@ -151,7 +152,7 @@ class OpenBank:
             self._open()
             recorded = self._recorded(key, identity, kind)
             if recorded is not None:
-                return Answer(recorded, is_new=False)
+                return Answer(recorded, False, self._bank.records[key].number)
             try:
                 result = work_out(self._bank)
             except PreceptorError:
@@ -159,7 +160,7 @@ class OpenBank:
                     continue
                 raise
             if self._append(result):
-                return Answer(result.operation, is_new=True)
+                return Answer(result.operation, True, self._bank.number)
             if self._clock() > deadline:
                 raise DeadlineExceededError(
                     f"other gateways changed the bank of run {self._run_id!r} again and again; repeat the step"

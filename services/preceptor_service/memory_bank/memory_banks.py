@@ -59,8 +59,15 @@ class MemoryBanks:
         """
         return await self._on_thread(record, lambda opened, _: opened.find(key, identity, Put), deadline)
 
-    async def put(self, record: RunRecord, asked: Put, settings: MemoryBank, deadline: float) -> Answer[Put]:
-        """Puts a scored super-batch into the bank once, durably.
+    async def put(
+        self,
+        record: RunRecord,
+        asked: Put,
+        settings: MemoryBank,
+        deadline: float,
+        tell: Callable[[Answer[Put]], None],
+    ) -> Answer[Put]:
+        """Puts a scored super-batch into the bank once, durably; tells of it, also where nobody waits for it any more.
 
         Raises:
             DeadlineExceededError: it was not done before `deadline`, of the event loop's clock; it may be afterwards.
@@ -71,20 +78,29 @@ class MemoryBanks:
             return put(bank, asked, settings)
 
         return await self._on_thread(
-            record, lambda opened, until: opened.operate(asked.key, asked.identity, Put, work_out, until), deadline
+            record,
+            lambda opened, until: opened.operate(asked.key, asked.identity, Put, work_out, until),
+            deadline,
+            tell,
         )
 
     async def sample(
-        self, record: RunRecord, selector: Selector, settings: MemoryBank, draw: Draw, deadline: float
+        self,
+        record: RunRecord,
+        selector: Selector,
+        settings: MemoryBank,
+        draw: Draw,
+        deadline: float,
+        tell: Callable[[Answer[Sample]], None],
     ) -> Answer[Sample]:
-        """Samples a sub-batch once, durably. Errors as `put`, and those of `bank.sample`."""
+        """Samples a sub-batch once, durably; tells of it as `put`. Errors as `put`, and those of `bank.sample`."""
         key, identity = sample_name(draw)
 
         def work_out(bank: Bank) -> Done[Sample]:
             return sample(bank, record.spec, selector, settings, draw)
 
         return await self._on_thread(
-            record, lambda opened, until: opened.operate(key, identity, Sample, work_out, until), deadline
+            record, lambda opened, until: opened.operate(key, identity, Sample, work_out, until), deadline, tell
         )
 
     def forget(self, run_id: str) -> None:
@@ -98,14 +114,20 @@ class MemoryBanks:
             await asyncio.wait(self._work, timeout=_STOP_S)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _on_thread(self, record: RunRecord, call: Callable[[OpenBank, float], T], deadline: float) -> T:
+    async def _on_thread(
+        self,
+        record: RunRecord,
+        call: Callable[[OpenBank, float], T],
+        deadline: float,
+        tell: Callable[[T], None] | None = None,
+    ) -> T:
         held = self._of(record)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(deadline):
                 await held.lock.acquire()
                 until = time.monotonic() + deadline - loop.time()
-                work = self._begun(held, lambda: _called(call, held.opened, until))
+                work = self._begun(held, lambda: _called(call, held.opened, until), tell)
                 answer = await asyncio.shield(work)
         except TimeoutError as error:
             raise DeadlineExceededError(
@@ -115,16 +137,17 @@ class MemoryBanks:
         self._write_snapshot_where_due(held)
         return answer
 
-    def _begun(self, held: _Held, call: Callable[[], T]) -> asyncio.Future[T]:
-        """Starts `call` on a thread; the lock, which is held, goes when it ends."""
+    def _begun(self, held: _Held, call: Callable[[], T], tell: Callable[[T], None] | None = None) -> asyncio.Future[T]:
+        """Starts `call` on a thread; the lock, which is held, goes when it ends. Then tells what came out of it."""
         work = asyncio.get_running_loop().run_in_executor(self._threads, call)
 
         def ended(done: asyncio.Future[T]) -> None:
             held.lock.release()
             self._work.discard(work)
-            if not done.cancelled():
-                done.exception()  # whoever asked may have gone
             self._drop_some(held)
+            # Whoever asked may have gone, and repeats find it done: this is the one time to tell.
+            if not done.cancelled() and done.exception() is None and tell is not None:
+                tell(done.result())
 
         self._work.add(work)
         work.add_done_callback(ended)

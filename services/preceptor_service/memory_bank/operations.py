@@ -39,6 +39,7 @@ def operation_to_bytes(operation: Operation) -> bytes:
         }
     else:
         columns |= {"learner_version": operation.learner_versions, "learner_step": operation.learner_steps}
+        about["candidates"] = operation.candidates
         if len(operation.weights):
             columns["weight"] = operation.weights
     return _sealed(columns, about)
@@ -59,7 +60,8 @@ def operation_from_bytes(content: bytes) -> Operation:
             return Put(key, about["identity"], ids, scores, *versions, about["evicted"], about["examples"])
         weights = _array(columns["weight"]) if "weight" in columns else np.empty(0, np.float32)
         stamps = _array(columns["learner_version"]), _array(columns["learner_step"])
-        return Sample(key, about["identity"], ids, scores, *stamps, weights, about["examples"])
+        counts = about["examples"], about.get("candidates", 0)
+        return Sample(key, about["identity"], ids, scores, *stamps, weights, *counts)
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(str(error)) from error
 

@@ -254,7 +254,7 @@ def _sources_chart(selections: Selections) -> Chart | None:
         return None
 
     def share(count: str) -> list[tuple[float, float | None]]:
-        return [(_middle(period), 100 * getattr(period, count) / period.answers) for period in periods]
+        return [(_middle(period), _percent_of(getattr(period, count), period.answers)) for period in periods]
 
     fallbacks = sum(selections.fallbacks.values())
     return Chart(
@@ -321,6 +321,10 @@ def _settings(spec: RunSpec) -> list[tuple[str, str]]:
             )
             found.append((one.name, text))
     return found
+
+
+def _percent_of(count: int, answers: int) -> float | None:
+    return 100 * count / answers if answers else None
 
 
 def _percent(share: float) -> str:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from preceptor.ledger import per_candidate
+from preceptor.ledger import per_candidate, rows_unfolded
 from preceptor.runs import RunSpec
 from preceptor_service.schedule import is_held_back
 
@@ -25,18 +25,18 @@ _PERIODS = 24
 _SCORES_PER_PERIOD = 200_000
 _ROWS_AT_ONCE = 64
 _COUNTS_AT_ONCE = 2_000_000
-_COLUMNS = ("step", "candidates", "learner_step", "fallback_reason", "scores", "indices")
+_COLUMNS = ("step", "kind", "candidates", "learner_step", "learner_steps", "fallback_reason", "scores", "indices")
 
 
 @dataclass(frozen=True)
 class Period:
-    """Answers of neighbouring steps.
+    """Answers of neighbouring steps, and what a memory bank was offered at these.
 
     Attributes:
         first_step, last_step: among them.
         answers: how many; `fallbacks` and `held_back` of them.
         quantiles: of the scores of all candidates, `QUANTILES`; None where none was scored, as the means.
-        mean_offered, mean_selected: score of all candidates, and of those selected.
+        mean_offered, mean_selected: score of all candidates, and of those selected, by score where from a memory bank.
         mean_staleness_steps: of the learner copy behind the scores; None where there was none.
     """
 
@@ -53,12 +53,13 @@ class Period:
 
 @dataclass(frozen=True)
 class Examples:
-    """Every example that was offered, N of them, in no order.
+    """Every example that was offered or sampled, N of them, in no order.
 
     Attributes:
         ids: as texts, `[N]`.
-        offered, selected: how often, int64 `[N]`.
-        expected: how often uniform draws would have selected it on average, float64 `[N]`.
+        offered, selected: how often, int64 `[N]`; what a memory bank remembers is offered, what it samples selected.
+        expected: how often uniform draws would have selected it on average, float64 `[N]`. What a memory bank held at a
+            sample is not written down: of all that it sampled each offer to it is given the same share.
         mean_score: float64 `[N]`, not a number where it was never scored.
     """
 
@@ -89,7 +90,9 @@ class Selections:
 
     Attributes:
         first_step, last_step: that it holds.
-        answers, candidates, selected: over all of them.
+        answers, candidates, selected: over all of them; sub-batches sampled from a memory bank are answers, what it
+            remembers are candidates.
+        remembered: super-batches that were put into the memory bank.
         fallbacks: by reason.
         held_back: answers of the control arm.
         periods: in order, at most 24.
@@ -101,6 +104,7 @@ class Selections:
     answers: int
     candidates: int
     selected: int
+    remembered: int
     fallbacks: dict[str, int]
     held_back: int
     periods: tuple[Period, ...]
@@ -120,24 +124,26 @@ def read_selections(file: Path, spec: RunSpec) -> Selections:
         bounds = _bounds(int(steps.min()), int(steps.max()))
         rows_of = np.bincount(np.searchsorted(bounds, steps, side="right") - 1, minlength=len(bounds))
         tallies = [_Tally(int(rows)) for rows in rows_of]
-        examples, candidates, selected = _Counting(), 0, 0
+        examples, candidates, selected, remembered = _Counting(), 0, 0, 0
         fallbacks = Counter[str]()
         for batch in ledger.iter_batches(_ROWS_AT_ONCE):
-            for answer in _answers(batch):
-                place = int(np.searchsorted(bounds, answer.step, side="right")) - 1
-                tallies[place].add(answer, is_held_back(spec, answer.step))
-                candidates += answer.candidates
-                selected += len(answer.indices)
-                if answer.fallback_reason is not None:
-                    fallbacks[answer.fallback_reason] += 1
+            for row in _rows(batch):
+                place = int(np.searchsorted(bounds, row.step, side="right")) - 1
+                tallies[place].add(row, row.is_answer and is_held_back(spec, row.step))
+                candidates += row.offered
+                selected += row.selected
+                remembered += not row.is_answer
+                if row.fallback_reason is not None:
+                    fallbacks[row.fallback_reason] += 1
             examples.add(pa.Table.from_batches([batch]))
-    periods = tuple(tally.period() for tally in tallies if tally.answers)
+    periods = tuple(tally.period() for tally in tallies if tally.rows)
     return Selections(
         first_step=int(steps.min()),
         last_step=int(steps.max()),
-        answers=len(steps),
+        answers=len(steps) - remembered,
         candidates=candidates,
         selected=selected,
+        remembered=remembered,
         fallbacks=dict(sorted(fallbacks.items())),
         held_back=sum(period.held_back for period in periods),
         periods=periods,
@@ -146,26 +152,42 @@ def read_selections(file: Path, spec: RunSpec) -> Selections:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Row:
+    """A super-batch, answered or put into a memory bank, or a sample of that, which was offered nothing."""
+
     step: int
-    candidates: int
-    staleness_steps: int | None
+    kind: str
+    offered: int
+    selected: int
+    staleness_steps: float | None
     fallback_reason: str | None
     scores: NDArray[np.float32]
-    indices: NDArray[np.int64]
+    chosen: NDArray[np.float32]
+
+    @property
+    def is_answer(self) -> bool:
+        return self.kind != "remember"
 
 
-def _answers(batch: Any) -> Iterator[_Answer]:
+def _rows(batch: Any) -> Iterator[_Row]:
     for at in range(len(batch)):
         row = {name: batch[name][at] for name in _COLUMNS}
-        step, learner_step = row["step"].as_py(), row["learner_step"].as_py()
-        yield _Answer(
+        step, kind, learner_step = row["step"].as_py(), row["kind"].as_py(), row["learner_step"].as_py()
+        scores, indices = _values(row["scores"], np.float32), _values(row["indices"], np.int64)
+        is_sample, learner_steps = kind == "sample", _values(row["learner_steps"], np.int64)
+        if is_sample:
+            staleness = float(step - learner_steps.mean()) if len(learner_steps) else None
+        else:  # how old scores are matters when they are trained on
+            staleness = None if learner_step is None or kind != "select" else float(step - learner_step)
+        yield _Row(
             step=step,
-            candidates=row["candidates"].as_py(),
-            staleness_steps=None if learner_step is None else step - learner_step,
+            kind=kind,
+            offered=0 if is_sample else row["candidates"].as_py(),
+            selected=len(scores) if is_sample else len(indices),
+            staleness_steps=staleness,
             fallback_reason=row["fallback_reason"].as_py(),
-            scores=_values(row["scores"], np.float32),
-            indices=_values(row["indices"], np.int64),
+            scores=scores[:0] if is_sample else scores,
+            chosen=scores if is_sample else scores[indices] if len(scores) else scores,
         )
 
 
@@ -187,23 +209,26 @@ class _Tally:
         self._steps: list[int] = []
         self._scores: list[NDArray[np.float32]] = []
         self._sums = np.zeros((2, 2))
-        self._staleness: list[int] = []
-        self.answers = 0
+        self._staleness: list[float] = []
+        self.rows = 0
+        self._answers = 0
         self._fallbacks = 0
         self._held_back = 0
 
-    def add(self, answer: _Answer, held_back: bool) -> None:
-        self.answers += 1
-        self._steps.append(answer.step)
-        self._fallbacks += answer.fallback_reason is not None
+    def add(self, row: _Row, held_back: bool) -> None:
+        self.rows += 1
+        self._answers += row.is_answer
+        self._steps.append(row.step)
+        self._fallbacks += row.fallback_reason is not None
         self._held_back += held_back
-        if answer.staleness_steps is not None:
-            self._staleness.append(answer.staleness_steps)
-        if len(answer.scores):
-            finite = answer.scores[np.isfinite(answer.scores)]
+        if row.staleness_steps is not None:
+            self._staleness.append(row.staleness_steps)
+        if len(row.scores):
+            finite = row.scores[np.isfinite(row.scores)]
             self._scores.append(finite[:: -(-len(finite) // self._most) or 1])
-            chosen = answer.scores[answer.indices]
-            self._sums += [[finite.sum(dtype=float), len(finite)], [chosen.sum(dtype=float), len(chosen)]]
+            self._sums[0] += finite.sum(dtype=float), len(finite)
+        if not (held_back and row.kind == "sample"):  # it has scores, and was drawn by none of them
+            self._sums[1] += row.chosen.sum(dtype=float), len(row.chosen)
 
     def period(self) -> Period:
         scores = np.concatenate(self._scores) if self._scores else np.empty(0)
@@ -212,7 +237,7 @@ class _Tally:
         return Period(
             first_step=min(self._steps),
             last_step=max(self._steps),
-            answers=self.answers,
+            answers=self._answers,
             fallbacks=self._fallbacks,
             held_back=self._held_back,
             quantiles=tuple(np.quantile(scores, QUANTILES).tolist()) if is_scored else None,
@@ -230,19 +255,25 @@ class _Counting:
         self._rows = 0
 
     def add(self, table: Any) -> None:
-        share = pc.divide(pc.list_value_length(table["indices"]).cast(pa.float64()), table["candidates"])
+        drawn = pc.fill_null(pc.list_value_length(table["indices"]), 0).to_numpy()
+        share = np.where(drawn > 0, drawn / np.maximum(table["candidates"].to_numpy(), 1), 0.0)
         unfolded = per_candidate(table)
-        chance = np.repeat(share.to_numpy(), table["candidates"].to_numpy())
+        chance = np.repeat(share, rows_unfolded(table))
+        kind, scores = unfolded["kind"], pc.cast(unfolded["score"], pa.float64())
+        is_sample, is_drawn = pc.equal(kind, "sample"), unfolded["drawn"].is_valid()
+        is_scored = pc.and_(pc.fill_null(pc.is_finite(scores), False), pc.invert(is_sample))  # a sample repeats scores
         for name in ("example_id", "example_id_text"):
-            ids, scores = unfolded[name], pc.cast(unfolded["score"], pa.float64())
+            ids = unfolded[name]
             counted = pa.table(
                 {
                     "id": pc.cast(ids, pa.string()),
-                    "offered": np.ones(len(ids), np.int64),
-                    "selected": unfolded["drawn"].is_valid().cast(pa.int64()),
+                    "offered": pc.invert(is_sample).cast(pa.int64()),
+                    "selected": is_drawn.cast(pa.int64()),
                     "expected": chance,
-                    "score": pc.if_else(pc.is_finite(scores), scores, pa.scalar(None, pa.float64())),
-                    "scored": pc.fill_null(pc.is_finite(scores), False).cast(pa.int64()),
+                    "remembered": pc.equal(kind, "remember").cast(pa.int64()),
+                    "sampled": is_sample.cast(pa.int64()),
+                    "score": pc.if_else(is_scored, scores, pa.scalar(None, pa.float64())),
+                    "scored": is_scored.cast(pa.int64()),
                 }
             ).filter(ids.is_valid())
             if len(counted):
@@ -258,11 +289,13 @@ class _Counting:
         counted = _summed(pa.concat_tables(self._parts)).sort_by("id")
         scored = counted["scored"].to_numpy()
         sums = counted["score"].fill_null(0.0).to_numpy()
+        remembered = counted["remembered"].to_numpy()
+        sampled_per_offer = counted["sampled"].to_numpy().sum() / max(1, remembered.sum())
         return Examples(
             ids=counted["id"].combine_chunks(),
             offered=counted["offered"].to_numpy(),
             selected=counted["selected"].to_numpy(),
-            expected=counted["expected"].to_numpy(),
+            expected=counted["expected"].to_numpy() + remembered * sampled_per_offer,
             mean_score=np.where(scored > 0, sums / np.maximum(scored, 1), np.nan),
         )
 

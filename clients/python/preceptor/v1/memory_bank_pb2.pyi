@@ -175,6 +175,7 @@ class SampleBankResponse(google.protobuf.message.Message):
     LEARNER_STEPS_FIELD_NUMBER: builtins.int
     WEIGHTS_FIELD_NUMBER: builtins.int
     EXAMPLES_FIELD_NUMBER: builtins.int
+    IS_CONTROL_FIELD_NUMBER: builtins.int
     example_id: builtins.bytes
     """Little-endian int64[b]: the ids, all different. Empty where they are texts."""
     scores: builtins.bytes
@@ -193,6 +194,10 @@ class SampleBankResponse(google.protobuf.message.Message):
     """
     examples: builtins.int
     """Examples that the bank held then, without those that left with this."""
+    is_control: builtins.bool
+    """The step was held back as the run's control arm: drawn uniformly among the
+    examples that are not too stale. A function of settings and step.
+    """
     @property
     def example_id_text(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The ids, [b], where they are texts."""
@@ -207,7 +212,8 @@ class SampleBankResponse(google.protobuf.message.Message):
         learner_steps: builtins.bytes = ...,
         weights: builtins.bytes = ...,
         examples: builtins.int = ...,
+        is_control: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["example_id", b"example_id", "example_id_text", b"example_id_text", "examples", b"examples", "learner_steps", b"learner_steps", "learner_versions", b"learner_versions", "scores", b"scores", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["example_id", b"example_id", "example_id_text", b"example_id_text", "examples", b"examples", "is_control", b"is_control", "learner_steps", b"learner_steps", "learner_versions", b"learner_versions", "scores", b"scores", "weights", b"weights"]) -> None: ...
 
 global___SampleBankResponse = SampleBankResponse

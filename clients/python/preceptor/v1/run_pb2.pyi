@@ -253,8 +253,9 @@ class RunSpec(google.protobuf.message.Message):
     """
     control_fraction: builtins.float
     """Share of steps that are held back as the run's control arm: drawn uniformly
-    and not scored, `Selection.is_control`. Which ones is a function of seed,
-    run and block. From 0 to below 1; not with score "uniform". Default 0.
+    and not scored, `is_control` of Selection and of SampleBankResponse. Which
+    ones is a function of seed, run and block. From 0 to below 1; not with score
+    "uniform". Default 0.
     """
     control_block_steps: builtins.int
     """Steps of one block: step s belongs to block s / control_block_steps, and
@@ -706,7 +707,9 @@ class Run(google.protobuf.message.Message):
     reference_fold_1_digest: builtins.str
     """Digest of the reference of fold 1; absent before one is pushed."""
     control_super_batches: builtins.int
-    """Answers of steps that were held back, `Selection.is_control`."""
+    """Answers of steps that were held back, `is_control` of Selection and of
+    SampleBankResponse.
+    """
     @property
     def spec(self) -> global___RunSpec:
         """The settings, as stored at creation."""
