@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def _config(folder: Path, pool: str) -> str:
 
 def _wait_for(stranger: Host, served: Host) -> None:
     """Waits until both ports answer `stranger`."""
-    deadline = time.monotonic() + _START_S
+    deadline, pause = time.monotonic() + _START_S, threading.Event()
     probe = "import socket, sys; [socket.create_connection((sys.argv[1], int(p)), 1).close() for p in sys.argv[2:]]"
     command = [sys.executable, "-c", probe, served.address, str(_GATEWAY), str(_METRICS)]
     while subprocess.run(
@@ -117,7 +118,7 @@ def _wait_for(stranger: Host, served: Host) -> None:
     ).returncode:
         if time.monotonic() > deadline or served.started[0].poll() is not None:
             raise RuntimeError(f"the service did not come up: {served.log.read_text()[-2000:]}")
-        time.sleep(_PAUSE_S)
+        pause.wait(_PAUSE_S)
 
 
 def _listening(host: Host) -> frozenset[tuple[str, int]]:
