@@ -10,8 +10,9 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Runs the command line, or says which extra it needs."""
-    # Without it gRPC, once imported, tells of every handshake that fails on standard error, beside what we say of it.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # Without it gRPC, once imported, tells of every handshake that fails on standard error, beside what we say of it,
+    # and quotes what strangers send, as often as they please.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from preceptor_service.cli.main import app
     except ModuleNotFoundError as error:

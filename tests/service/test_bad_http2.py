@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +60,38 @@ def test_a_compressed_message_is_refused_as_such(service: RunningService, conten
         http2.Frame(http2.DATA, http2.END_STREAM, 1, message),
     ]
     assert _send(service, sent) == "UNIMPLEMENTED"
+
+
+def test_what_a_stranger_sends_is_not_logged(tmp_path: Path, repository: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(repository), *filter(None, sys.path)])
+    options = ["--host", "127.0.0.1", "--port", str(port), "--metrics-port", "0", "--store", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "preceptor_service", "serve", "--pool", "in-process", *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            headers = http2.literal([*http2.headers_of("/a/b"), (b"te", b"secret"), (b"grpc-timeout", b"secret")])
+            goodbye = http2.Frame(http2.GOAWAY, 0, 0, bytes(8) + b"secret")
+            for frame in (http2.Frame(http2.HEADERS, http2.END_HEADERS, 1, headers), goodbye):
+                sent = http2.PREFACE + http2.Frame(http2.SETTINGS).encode() + frame.encode()
+                wait_until(partial(_heard, port, sent), "the service listens", timeout_s=60.0)
+        finally:
+            process.terminate()
+        printed = process.communicate(timeout=60)[0]
+    assert str(port) in printed
+    for sign in ("secret", "Error parsing", "goaway"):
+        assert sign not in printed
+
+
+def _heard(port: int, sent: bytes) -> bool:
+    return asyncio.run(http2.outcome(port, sent, timeout_s=1.0)).code != "refused"
 
 
 def test_a_broken_connection_is_closed(service: RunningService) -> None:
