@@ -215,12 +215,18 @@ class Pipeline:
         super_batch = await self._decoded(run, arrived, stages)
         return await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages), stages
 
-    async def score_by_id(self, run: ActiveRun, pinned: Pinned, arrived: Arrived) -> tuple[Scored, Ids, Stages]:
-        """Scores one super-batch for the run's memory bank, which keeps scores by id. Errors as `score`."""
+    async def score_by_id(
+        self, run: ActiveRun, pinned: Pinned, arrived: Arrived
+    ) -> tuple[Scored, Ids, NDArray[np.uint64], Stages]:
+        """Scores one super-batch for the run's memory bank, which keeps scores by id, and a digest of each content.
+
+        Errors as `score`.
+        """
         stages = Stages()
         super_batch = await self._decoded(run, arrived, stages)
         ids = await asyncio.to_thread(lambda: as_ids(super_batch.ids("a memory bank keeps scores by id")))
-        return await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages), ids, stages
+        contents = await asyncio.to_thread(super_batch.contents)
+        return await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages), ids, contents, stages
 
     async def _decoded(self, run: ActiveRun, arrived: Arrived, stages: Stages) -> SuperBatch:
         started = time.perf_counter()
@@ -309,7 +315,7 @@ class _Known:
 
 def _looked_up(table: ReferenceLosses, super_batch: SuperBatch, stages: Stages) -> _Known:
     ids = super_batch.ids(f"this run looks reference losses up in table {table.name!r}")
-    known = _Known(*table.find(ids))
+    known = _Known(*table.find(ids, super_batch.contents() if table.keeps_contents else None))
     stages.reference_losses_found = int(np.count_nonzero(known.found))
     stages.reference_losses_missing = super_batch.rows - stages.reference_losses_found
     return known

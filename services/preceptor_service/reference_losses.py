@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,32 +9,11 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from preceptor.errors import InvalidRunError, InvalidSuperBatchError, InvalidWeightsError
 from preceptor_service.config import ReferenceLossesConfig
-
-METADATA = b"preceptor.reference_losses"
-"""Key of the schema's metadata under which a table says, as JSON, what it was made from."""
-_COLUMNS = ["example_id", "reference_loss"]
-
-
-def metadata_of(path: Path) -> dict[str, Any]:
-    """Returns what a table says that it was made from; its `digest` is that of what its losses depend on.
-
-    Raises:
-        ValueError: it is no table of ours.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            found = json.loads((file.schema_arrow.metadata or {})[METADATA])
-        _ = found["digest"], found["identity"]["weights"]
-        if found["rows"] < 1:
-            raise ValueError("it has 0 rows")
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no table of reference losses: {error!r:.200}") from error
-    return dict(found)
+from preceptor_service.losses_file import read_losses
 
 
 class ReferenceLosses:
@@ -44,39 +22,46 @@ class ReferenceLosses:
     Args:
         name: as runs call it.
         path: of the table.
-        max_bytes: bound on ids and losses in memory.
+        max_bytes: bound on ids, losses and digests in memory.
 
     Raises:
-        ValueError: it is no table of ours, or larger than `max_bytes`.
+        ValueError: it is no table of ours, not as it was written, or larger than `max_bytes`.
     """
 
     def __init__(self, name: str, path: Path, max_bytes: int) -> None:
         self.name = name
-        metadata = metadata_of(path)
+        metadata, ids, self._losses, self._contents = read_losses(path)
         self.digest: str = metadata["digest"]
         self.weights_digest: str = metadata["identity"]["weights"]
-        table = pq.read_table(path, columns=_COLUMNS)
-        ids = table.column(0)
         self.has_text_ids = pa.types.is_string(ids.type)
         # Texts as bytes of one width, whose order is that of UTF-8, and so the table's.
         if self.has_text_ids and any(text.endswith("\0") for text in ids.to_pylist()):
             raise ValueError(f"{path} has ids that end in a zero byte; name the examples otherwise")
         found = [text.encode() for text in ids.to_pylist()] if self.has_text_ids else ids.to_numpy()
         self._ids: NDArray[Any] = np.asarray(found, np.bytes_ if self.has_text_ids else np.int64)
-        self._losses: NDArray[np.float32] = table.column(1).to_numpy().astype(np.float32)
-        if (total_bytes := self._ids.nbytes + self._losses.nbytes) > max_bytes:
+        contents_bytes = 0 if self._contents is None else self._contents.nbytes
+        if (total_bytes := self._ids.nbytes + self._losses.nbytes + contents_bytes) > max_bytes:
             raise ValueError(
                 f"{path} takes {total_bytes:,} bytes in memory, the limit is {max_bytes:,} (reference_losses.max_bytes)"
             )
 
-    def find(self, example_id: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    @property
+    def keeps_contents(self) -> bool:
+        """Whether it knows the content of its examples, so that `find` can tell other content under the same id."""
+        return self._contents is not None
+
+    def find(
+        self, example_id: Any, contents: NDArray[np.uint64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Returns losses, float32 `[B]`, and which ids the table has, bool `[B]`; the loss of others is NaN.
 
         Args:
             example_id: Arrow array `[B]` of int64 or string, without nulls.
+            contents: `SuperBatch.contents` of the candidates, uint64 `[B]`; None does without comparing them.
 
         Raises:
-            InvalidSuperBatchError: the table's ids are of the other type.
+            InvalidSuperBatchError: the table's ids are of the other type, or a candidate has other content than the
+                table's example of that id.
         """
         if pa.types.is_string(example_id.type) != self.has_text_ids:
             kind = "texts" if self.has_text_ids else "whole numbers"
@@ -94,6 +79,8 @@ class ReferenceLosses:
             is_whole = np.ones(len(wanted), np.bool_)
         places = np.minimum(np.searchsorted(self._ids, wanted), max(0, len(self._ids) - 1))
         found = is_whole & (self._ids[places] == wanted)
+        if contents is not None and self._contents is not None:
+            self._refuse_other_contents(example_id, np.flatnonzero(found & (self._contents[places] != contents)))
         return np.where(found, self._losses[places], np.float32(np.nan)), found
 
     def check_reference(self, digest: str, weights_digest: str) -> None:
@@ -117,6 +104,15 @@ class ReferenceLosses:
             f"this is not the reference that the table of reference losses {self.name!r} was made with: {what}; push "
             "that one, or name a table of this one"
         )
+
+    def _refuse_other_contents(self, example_id: Any, rows: NDArray[np.int64]) -> None:
+        if len(rows):
+            more = f", and so {len(rows) - 1} more rows" if len(rows) > 1 else ""
+            raise InvalidSuperBatchError(
+                f"example_id {example_id[rows[0]].as_py()!r} in row {rows[0]} has other content than the example of "
+                f"that id in the table of reference losses {self.name!r}{more}; offer examples as the table was built "
+                "from them, give others ids of their own, or build a table of these"
+            )
 
 
 class ReferenceLossTables:

@@ -7,6 +7,7 @@ compressed body can grow to hundreds of megabytes.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from preceptor.errors import InvalidSuperBatchError
@@ -23,6 +25,7 @@ from preceptor_service.scoring.pool import MicroBatch
 
 EXAMPLE_ID = "example_id"
 _EXAMPLE_ID_TYPES = (pa.int64(), pa.string())
+_CONTENT_BYTES = 8
 
 Body = bytes | bytearray | memoryview | NDArray[np.uint8]
 
@@ -58,6 +61,24 @@ class SuperBatch:
     def take(self, positions: NDArray[np.int64]) -> SuperBatch:
         """Returns the candidates at `positions`, copied, without their ids."""
         return SuperBatch({name: values[positions] for name, values in self.columns.items()}, len(positions))
+
+    def contents(self) -> NDArray[np.uint64]:
+        """Returns a short digest of each candidate's content, uint64 `[B]`, never 0.
+
+        The first 8 bytes, little-endian, of the SHA-256 of the candidate's values: column after column in the run's
+        order, each in row-major order and little-endian. 0 is taken for 1. Two contents collide by chance once in 2^64
+        pairs; whoever wants to deceive himself can.
+        """
+        # Measured, best of 7, one core of an AMD EPYC with SHA instructions: 2 µs for 784 bytes and a label, 0.23 ms
+        # for 150,528. BLAKE2b took 3 µs and 0.5 ms.
+        columns = [_bytes_by_row(values, self.rows) for values in self.columns.values()]
+        digests = bytearray()
+        for row in range(self.rows):
+            sha256 = hashlib.sha256()
+            for column in columns:
+                sha256.update(column[row].data)
+            digests += sha256.digest()[:_CONTENT_BYTES]
+        return np.maximum(np.frombuffer(bytes(digests), "<u8").astype(np.uint64), np.uint64(1))
 
     def folds(self) -> NDArray[np.int64]:
         """Returns the half of the data that each candidate belongs to: int64 `[B]`, 0 or 1; see `preceptor.folds`.
@@ -96,7 +117,7 @@ def decode(body: Body, columns: tuple[ColumnSpec, ...], row_count: int) -> Super
 
     Raises:
         InvalidSuperBatchError: it is not such a stream, or a column is missing, extra, of another
-            type or shape, empty in places, out of range or not finite.
+            type or shape, empty in places, out of range or not finite; or two candidates with one id differ.
     """
     schema, message = _read_messages(body)
     _check_schema(schema, columns)
@@ -110,7 +131,30 @@ def decode(body: Body, columns: tuple[ColumnSpec, ...], row_count: int) -> Super
             f"the super-batch has {batch.num_rows} rows, its header announced {row_count}; announce what you send"
         )
     example_id = _detached(batch.column(EXAMPLE_ID)) if EXAMPLE_ID in schema.names[len(columns) :] else None
-    return SuperBatch({column.name: _values(batch, column) for column in columns}, row_count, example_id)
+    super_batch = SuperBatch({column.name: _values(batch, column) for column in columns}, row_count, example_id)
+    _refuse_one_id_for_two(super_batch)
+    return super_batch
+
+
+def _refuse_one_id_for_two(super_batch: SuperBatch) -> None:
+    """Refuses two candidates with the same id that are not the same example.
+
+    The same example twice is legitimate: loaders draw with replacement, go from one epoch into the next within a
+    super-batch, and repeat some to give every rank as many.
+    """
+    ids = super_batch.example_id
+    if ids is None or pc.count_distinct(ids).as_py() == len(ids) - ids.null_count:
+        return
+    seen: dict[int | str, int] = {}
+    for row, id_ in enumerate(ids.to_pylist()):
+        if id_ is None:
+            continue
+        first = seen.setdefault(id_, row)
+        if any(not np.array_equal(values[first], values[row]) for values in super_batch.columns.values()):
+            raise InvalidSuperBatchError(
+                f"example_id {id_!r} is in rows {first} and {row}, and their content differs; give every example an id "
+                "of its own, and views of one example too, or send no example_id"
+            )
 
 
 def _read_messages(body: Body) -> tuple[pa.Schema, pa.Message]:
@@ -216,6 +260,12 @@ def _rounded_up(count: int) -> int:
     """Returns the next number of five binary digits and then zeros: 16 between a power of two and the next."""
     step = 1 << max(0, (count - 1).bit_length() - 5)
     return -(-count // step) * step
+
+
+def _bytes_by_row(values: NDArray[np.generic], rows: int) -> NDArray[np.uint8]:
+    """Returns the values of each row as bytes, uint8 `[rows, n]`; a copy only where they do not lie so."""
+    plain = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    return plain.view(np.uint8).reshape(rows, -1) if plain.ndim > 1 else plain.reshape(rows, 1).view(np.uint8)
 
 
 def _padded(values: NDArray[np.generic], rows: int) -> NDArray[np.generic]:

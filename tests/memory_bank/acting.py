@@ -43,12 +43,14 @@ def asked(
     rank: int = 0,
     learner_version: int = 1,
     learner_step: int = 0,
+    contents: Sequence[int] | None = None,
 ) -> Put:
-    """A super-batch with these scores."""
+    """A super-batch with these scores; of contents that are one to each id, unless said otherwise."""
     named = as_ids(pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64()))
     identity = f"{zlib.crc32(repr((ids, scores)).encode()):x}"
     array = np.array(scores, np.float32)
-    return Put(Key("put", step, rank), identity, named, array, learner_version, learner_step)
+    digests = np.array(contents or [zlib.crc32(repr(id_).encode()) + 1 for id_ in ids], np.uint64)
+    return Put(Key("put", step, rank), identity, named, array, learner_version, learner_step, digests)
 
 
 def settings_of(record: RunRecord) -> MemoryBank:
@@ -83,7 +85,7 @@ def names(operation: Put | Sample) -> list[Any]:
 
 
 def contents(bank: Bank) -> dict[Any, tuple[float, int, int, int, int]]:
-    """Everything that is known of each example."""
+    """Everything that is known of each example, but the digest of its content."""
     rows = bank.rows
     ids: list[Any] = as_texts(rows.ids) if are_texts(rows.ids) else rows.ids.tolist()
     columns = (rows.scores, rows.learner_versions, rows.learner_steps, rows.put_by, rows.times_sampled)
@@ -95,6 +97,7 @@ def same(here: Bank, there: Bank) -> bool:
     """Whether two gateways know the same."""
     return (
         contents(here) == contents(there)
+        and here.rows.contents.tolist() == there.rows.contents.tolist()
         and here.number == there.number
         and dict(here.records) == dict(there.records)
         and dict(here.forgotten) == dict(there.forgotten)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from preceptor import MemoryBank
 from preceptor.errors import BankShortError, InvalidSuperBatchError
 from preceptor_service.config import WeightsConfig
+from preceptor_service.memory_bank.bank import Key, Put
 from preceptor_service.memory_bank.ids import as_ids
 from preceptor_service.memory_bank.rows import ROW_BYTES, no_rows, remembered
 from preceptor_service.storage import Storage, open_storage
@@ -224,6 +225,39 @@ def test_the_largest_and_smallest_whole_numbers_are_ids(storage: Storage) -> Non
 @pytest.mark.parametrize("kind", ["numbers", "texts"])
 def test_no_row_takes_more_than_a_row_may(kind: str) -> None:
     ids = np.arange(1000) if kind == "numbers" else np.array([f"{i:0128d}".encode() for i in range(1000)])
-    rows, _ = remembered(no_rows(), ids, np.ones(1000, np.float32), 1, 1, 1, 1000)
+    scores, contents_ = np.ones(1000, np.float32), np.ones(1000, np.uint64)
+    rows, _ = remembered(no_rows(), ids, scores, contents_, 1, 1, 1, 1000)
     assert rows.total_bytes <= 1000 * ROW_BYTES
     assert kind == "numbers" or rows.total_bytes == 1000 * ROW_BYTES
+
+
+@pytest.mark.parametrize("names_", [[1, 2, 3], ["a", "b", "é"]], ids=["numbers", "texts"])
+def test_an_id_with_other_content_is_refused_and_the_bank_stays_as_it_was(names_: list[Any], storage: Storage) -> None:
+    record = record_of(storage)
+    bank = opened(storage, record)
+    remember(bank, record, asked(0, names_, [1.0, 2.0, 3.0], contents=[11, 12, 13]))
+    before = contents(bank.bank)
+    with pytest.raises(InvalidSuperBatchError) as caught:
+        remember(bank, record, asked(1, names_[1:], [5.0, float("nan")], contents=[12, 99]))
+    assert str(caught.value).startswith(f"example_id {names_[2]!r} in row 1 has other content than the example of that")
+    assert contents(bank.bank) == before
+
+    remember(bank, record, asked(1, names_[:2], [5.0, 6.0], contents=[11, 12]))
+    assert [values[0] for values in contents(bank.bank).values()] == [5.0, 6.0, 3.0]
+    remember(bank, record, asked(2, [names_[2]], [float("nan")], contents=[13]))  # leaves, and its content with it
+    remember(bank, record, asked(3, [names_[2]], [4.0], contents=[99]))
+    assert bank.bank.rows.contents.tolist() == [11, 12, 99]
+    again = opened(storage, record)
+    again.find(Key("put", 9, 0), "", Put)
+    assert same(again.bank, bank.bank)
+
+
+def test_what_an_older_gateway_put_in_is_known_from_its_next_time_on(storage: Storage) -> None:
+    record = record_of(storage)
+    bank = opened(storage, record)
+    remember(bank, record, asked(0, [1, 2], [1.0, 2.0], contents=[0, 0]))
+    remember(bank, record, asked(1, [1], [1.0], contents=[11]))
+    remember(bank, record, asked(2, [1, 2], [1.0, 2.0], contents=[0, 0]))
+    assert bank.bank.rows.contents.tolist() == [11, 0]
+    with pytest.raises(InvalidSuperBatchError, match="example_id 1 in row 1 has other content"):
+        remember(bank, record, asked(3, [2, 1], [1.0, 2.0], contents=[22, 12]))

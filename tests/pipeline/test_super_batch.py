@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -149,3 +153,32 @@ def test_padding_stays_below_a_sixteenth_and_forward_passes_have_few_shapes() ->
         shapes.add(part.rows)
     assert len(shapes) == 32 + 6 * 16
     assert {1, 31, 32, 34, 136, 320} <= shapes
+
+
+@pytest.mark.parametrize("ids", [[7, 8, 7, 9, 8], ["a", "b", "a", "é", "b"]], ids=["numbers", "texts"])
+def test_one_id_may_come_twice_for_one_example_and_not_for_two(ids: list[int] | list[str]) -> None:
+    repeated = IMAGES[[0, 1, 0, 3, 1]], LABELS[[0, 1, 0, 3, 1]]
+    sent = bytes(encode({"image": repeated[0], "label": repeated[1]}, example_id=ids).body)
+    assert decode(sent, COLUMNS, ROWS).rows == ROWS
+
+    for image, label in ((repeated[0], LABELS), (IMAGES, repeated[1])):
+        sent = bytes(encode({"image": image, "label": label}, example_id=ids).body)
+        with pytest.raises(InvalidSuperBatchError) as caught:
+            decode(sent, COLUMNS, ROWS)
+        assert str(caught.value).startswith(f"example_id {ids[0]!r} is in rows 0 and 2, and their content differs; ")
+
+
+def test_contents_are_those_of_every_value_and_nothing_else() -> None:
+    def naive(image: Any, label: int) -> int:
+        packed = image.tobytes(order="C") + struct.pack("<q", label)
+        return max(1, int.from_bytes(hashlib.sha256(packed).digest()[:8], "little"))
+
+    found = decode(body(), COLUMNS, ROWS).contents()
+    assert found.dtype == np.uint64
+    assert found.tolist() == [naive(image, label) for image, label in zip(IMAGES, LABELS.tolist(), strict=True)]
+    reverse = decode(body(image=IMAGES[::-1], label=LABELS[::-1]), COLUMNS, ROWS)
+    assert reverse.contents().tolist() == found[::-1].tolist()
+    assert decode(body(), COLUMNS, ROWS).take(np.array([3, 1])).contents().tolist() == found[[3, 1]].tolist()
+    floats = np.array([[0.5, 1.5], [1.5, 0.5]], np.float32)
+    values = decode(bytes(encode({"image": floats}).body), FLOATS, 2).contents()
+    assert values[0] == int.from_bytes(hashlib.sha256(struct.pack("<ff", 0.5, 1.5)).digest()[:8], "little")

@@ -17,13 +17,13 @@ from preceptor.errors import InvalidWeightsError
 from preceptor.weights import SafetensorsFile
 from preceptor_service.app import start_service
 from preceptor_service.loss_identity import digest_of, loss_identity
+from preceptor_service.losses_file import METADATA
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.reference.durable import locked
 from preceptor_service.reference.errors import JobError
 from preceptor_service.reference.losses_job import build_losses, score_here
 from preceptor_service.reference.losses_table import read_metadata
 from preceptor_service.reference.part_scorer import Layout, Part, Reference, Scoring, read_reference
-from preceptor_service.reference_losses import METADATA
 from tests.naive.losses import small_cnn_losses
 from tests.naive.text import language_losses
 from tests.reference.examples import IMAGES, PAIRS, TEXTS, arrays, write

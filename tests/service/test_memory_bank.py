@@ -62,7 +62,13 @@ def ready(client: SelectionClient, run_id: str, bank: MemoryBank | None = None, 
 def remember(run: Run, step: int, first: int | None = None, rank: int = 0) -> Any:
     """The candidates of `step`, whose ids count up from `first`."""
     start = step * B if first is None else first
-    return run.remember(digits.candidates(step), np.arange(start, start + B), step=step, rank=rank)
+    batch = digits.candidates(step) if first is None else from_pool(first)
+    return run.remember(batch, np.arange(start, start + B), step=step, rank=rank)
+
+
+def from_pool(first: int) -> dict[str, Any]:
+    """The examples of B ids from `first` on, the same ones for an id whenever it is offered."""
+    return {name: values[first : first + B] for name, values in digits.candidates(4, rows=400).items()}
 
 
 @pytest.mark.parametrize("selector", ["softmax", "proportional", "top_k"])
@@ -73,7 +79,7 @@ def test_what_is_sampled_is_what_the_naive_bank_samples(client: SelectionClient,
     pushed = {1: 0}
     for step in range(12):
         remembered = remember(run, step, first=step * 20)
-        assert remembered.scores.tolist() == run.score(digits.candidates(step)).scores.tolist()
+        assert remembered.scores.tolist() == run.score(from_pool(step * 20)).scores.tolist()
         assert remembered.learner_version is not None
         stamp = (remembered.learner_version, pushed[remembered.learner_version])
         assert remembered.learner_step == stamp[1]
@@ -196,6 +202,8 @@ def test_a_super_batch_that_a_bank_cannot_keep_is_refused_and_changes_nothing(
     run, batch = ready(client, run_id, MemoryBank(B)), digits.candidates(0)
     twice = np.arange(B)
     twice[20] = 3
+    for values in batch.values():
+        values[20] = values[3]
     wrong: list[tuple[Any, str]] = [
         (twice, "example_id 3 is in rows 3 and 20; a bank keeps one score of each example"),
         (["x"] * B, "example_id 'x' is in rows 0 and 1"),
@@ -225,6 +233,21 @@ def test_a_super_batch_that_a_bank_cannot_keep_is_refused_and_changes_nothing(
     with pytest.raises(InvalidSuperBatchError, match="ids are whole numbers, and these are texts"):
         run.remember(digits.candidates(1), [str(i) for i in range(B)], step=1)
     assert sorted(run.sample(B, step=0).example_id) == list(range(B))
+
+
+def test_an_id_that_was_given_to_another_example_is_refused_and_nothing_is_lost(
+    client: SelectionClient, run_id: str
+) -> None:
+    run = ready(client, run_id, MemoryBank(2 * B))
+    remember(run, 0)
+    with pytest.raises(InvalidSuperBatchError) as caught:
+        remember(run, 1, first=0)
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert str(caught.value).startswith("example_id 0 in row 0 has other content than the example of that id in the ba")
+    assert remember(run, 1).examples == 2 * B  # that step is free
+    assert run.remember(digits.candidates(0), np.arange(B), step=2).examples == 2 * B  # refreshed
+    assert sorted(run.sample(2 * B, step=0).example_id) == list(range(2 * B))
+    assert remember(run, 3, first=0).examples == B  # what the bank no longer holds it does not know
 
 
 def test_ids_that_are_null_are_refused(client: SelectionClient, raw: RawChannel, run_id: str) -> None:

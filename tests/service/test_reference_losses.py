@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save_file
 
@@ -15,6 +17,7 @@ from preceptor import Run, SelectionClient
 from preceptor.errors import InvalidRunError, InvalidSuperBatchError, InvalidWeightsError
 from preceptor_service.app import RunningService, start_service
 from preceptor_service.config import ReferenceLossesConfig
+from preceptor_service.losses_file import CONTENT, METADATA, REFERENCE_LOSS
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.reference.losses_job import build_losses, score_here
 from preceptor_service.reference.part_scorer import Layout, Scoring, read_reference
@@ -48,6 +51,12 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
             score_here, lambda: False, lambda done, total: None,
         )  # fmt: skip
     (folder / "broken.parquet").write_bytes(b"PAR1")
+    whole = pq.read_table(folder / "numbers.parquet")
+    about = json.loads(whole.schema.metadata[METADATA])
+    del about["columns_digest"]
+    pq.write_table(
+        whole.drop_columns([CONTENT]).replace_schema_metadata({METADATA: json.dumps(about)}), folder / "older.parquet"
+    )
     return folder
 
 
@@ -194,6 +203,104 @@ def test_a_table_is_in_memory_once_and_bounded(tables: Path) -> None:
     first = opened.table("numbers")
     assert opened.table("numbers") is first
     with pytest.raises(
-        InvalidRunError, match=rf"takes {KNOWN * 12:,} bytes in memory, the limit is {KNOWN * 12 - 1:,}"
+        InvalidRunError, match=rf"takes {KNOWN * 20:,} bytes in memory, the limit is {KNOWN * 20 - 1:,}"
     ):
-        ReferenceLossTables(ReferenceLossesConfig(directory=tables, max_bytes=KNOWN * 12 - 1)).table("numbers")
+        ReferenceLossTables(ReferenceLossesConfig(directory=tables, max_bytes=KNOWN * 20 - 1)).table("numbers")
+
+
+@pytest.mark.parametrize("table", ["numbers", "texts"])
+def test_an_id_that_was_given_to_another_example_is_refused_and_the_step_can_be_repeated(
+    table: str, client: SelectionClient
+) -> None:
+    run = started(client, f"reused-{table}", reference_losses=table)
+    rows = np.arange(20)
+    ids = rows.tolist() if table == "numbers" else texts(rows)
+    other = offered(rows)
+    other["image"] = other["image"].copy()
+    other["image"][[7, 11], 0, 3, 3] ^= 1
+    with pytest.raises(InvalidSuperBatchError) as caught:
+        run.select(other, sub_batch_size=5, step=1, example_id=ids)
+    assert (caught.value.code, str(caught.value)) == (
+        "INVALID_ARGUMENT",
+        f"example_id {ids[7]!r} in row 7 has other content than the example of that id in the table of reference "
+        f"losses {table!r}, and so 1 more rows; offer examples as the table was built from them, give others ids of "
+        "their own, or build a table of these",
+    )
+    relabelled = {**offered(rows), "label": (POOL["label"][rows] + 1) % 4}
+    with pytest.raises(InvalidSuperBatchError, match=r"in row 0 has other content .*, and so 19 more rows"):
+        run.score(relabelled, example_id=ids)
+
+    again = run.select(offered(rows), sub_batch_size=5, step=1, example_id=ids)
+    assert again.indices.tolist() == digits.expected(run.spec, offered(rows), LEARNER, REFERENCE, count=5, step=1)
+
+
+def test_a_table_from_before_there_were_digests_still_serves(client: SelectionClient) -> None:
+    run = started(client, "of-old", reference_losses="older")
+    rows = np.arange(20)
+    selection = run.select(offered(rows), sub_batch_size=5, step=1, example_id=rows)
+    assert selection.indices.tolist() == digits.expected(run.spec, offered(rows), LEARNER, REFERENCE, count=5, step=1)
+    run.select(offered(rows), sub_batch_size=5, step=2, example_id=rows[::-1].copy())  # nobody can tell
+
+
+def altered(table: pa.Table, column: str, change: Callable[[Any], Any]) -> pa.Table:
+    place = table.column_names.index(column)
+    values = change(table[column].to_pylist())
+    return table.set_column(place, column, values if isinstance(values, pa.Array) else pa.array(values))
+
+
+def losses_changed(change: Callable[[Any], Any]) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: altered(table, REFERENCE_LOSS, lambda found: pa.array(change(found), pa.float32()))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: pa.concat_tables([t.slice(0, 1), t.slice(0, 1), t.slice(2)]), "0 in row 1 follows 0"),
+        (lambda t: t.take(pa.array(range(KNOWN)[::-1])), f"{KNOWN - 2} in row 1 follows {KNOWN - 1}"),
+        (lambda t: t.slice(0, 100), f"it has 100 rows, and {KNOWN} were written"),
+        (lambda t: pa.concat_tables([t, t.slice(0, 2)]), f"it has {KNOWN + 2} rows, and {KNOWN} were written"),
+        (losses_changed(lambda found: [None, *found[1:]]), "column 'reference_loss' has 1 nulls"),
+        (losses_changed(lambda found: [float("inf"), *found[1:]]), "column 'reference_loss' has inf in row 0"),
+        (losses_changed(lambda found: [float("nan"), *found[1:]]), "1 rows have no loss, and 0 were written so"),
+        (losses_changed(lambda found: [loss + 5 for loss in found]), "its columns have another digest"),
+        (lambda t: altered(t, CONTENT, lambda found: pa.array(found[::-1], pa.uint64())), "have another digest"),
+        (lambda t: t.drop_columns([CONTENT]), "have another digest"),
+        (lambda t: altered(t, "example_id", lambda found: [None, *found[1:]]), "column 'example_id' has 1 nulls"),
+        (
+            lambda t: altered(t, "example_id", lambda found: pa.array(found, pa.float64())),
+            "column 'example_id' is double, not int64 or string",
+        ),
+        (
+            lambda t: altered(t, REFERENCE_LOSS, lambda found: pa.array(found, pa.float64())),
+            "column 'reference_loss' is double, not float",
+        ),
+        (lambda t: t.drop_columns([REFERENCE_LOSS]), "it has 0 columns 'reference_loss'"),
+        (lambda t: t.append_column("example_id", t["example_id"]), "it has 2 columns 'example_id'"),
+    ],
+    ids=[
+        "twice", "unsorted", "fewer", "more", "no loss", "infinite", "nan", "other losses", "other contents",
+        "no contents", "no id", "fractions", "wide", "no column", "two columns",
+    ],
+)  # fmt: skip
+def test_a_table_that_somebody_changed_is_refused_in_one_line(
+    change: Callable[[pa.Table], pa.Table], said: str, tables: Path, tmp_path: Path
+) -> None:
+    whole = pq.read_table(tables / "numbers.parquet")
+    pq.write_table(change(whole).replace_schema_metadata(whole.schema.metadata), tmp_path / "changed.parquet")
+    with pytest.raises(InvalidRunError) as caught:
+        ReferenceLossTables(ReferenceLossesConfig(directory=tmp_path)).table("changed")
+    assert caught.value.code == "INVALID_ARGUMENT"
+    message = str(caught.value)
+    assert message.startswith("reference_losses is 'changed', which cannot be used: ")
+    assert "changed.parquet is not as build-reference-losses wrote it: " in message
+    assert said in message
+    assert message.endswith("; build it again")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("table", ["numbers", "texts"])
+def test_a_table_that_was_only_written_anew_is_taken(table: str, tables: Path, tmp_path: Path) -> None:
+    whole = pq.read_table(tables / f"{table}.parquet")
+    pq.write_table(whole, tmp_path / "anew.parquet", row_group_size=7, compression="gzip")
+    opened = ReferenceLossTables(ReferenceLossesConfig(directory=tmp_path)).table("anew")
+    assert opened.find(whole["example_id"].combine_chunks())[1].all()

@@ -295,7 +295,8 @@ class Run:
             sub_batch_size: examples to select, b.
             step: the trainer's step; 0 or above. (step, rank) names the super-batch within the run.
             rank: the trainer's rank.
-            example_id: `[B]` whole numbers or texts, stable over the data set; default: none.
+            example_id: `[B]` whole numbers or texts, stable over the data set, twice only for the same example; default:
+                none.
             timeout_s: from here to the answer, reconnects included; default: the client's.
 
         Raises:

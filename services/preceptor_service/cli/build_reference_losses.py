@@ -44,6 +44,9 @@ def build_reference_losses(
     threads: Annotated[int | None, typer.Option(help="Of one scorer on a CPU; none: 1 on Ray, else all cores.")] = None,
     micro_batch_rows: Annotated[int, typer.Option(help="Rows of one forward pass, as scorer.micro_batch_rows.")] = 512,
     part_rows: Annotated[int, typer.Option(help="Rows that a kill may cost each scorer.")] = 65_536,
+    content_digests: Annotated[
+        bool, typer.Option(help="Keep a short digest of each row, so that a run can tell other content under its id.")
+    ] = True,
     config: Annotated[
         Path | None, typer.Option(help="The service's settings, for architectures of the operator's own.")
     ] = None,
@@ -77,7 +80,13 @@ def build_reference_losses(
                         scored_by,
                         data,
                         Layout(id_column, names),
-                        Scoring(micro_batch_rows, place, threads or (1 if is_on_ray else None), architectures),
+                        Scoring(
+                            micro_batch_rows,
+                            place,
+                            threads or (1 if is_on_ray else None),
+                            architectures,
+                            content_digests,
+                        ),
                         part_rows,
                         output,
                         score,

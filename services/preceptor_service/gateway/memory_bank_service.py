@@ -59,10 +59,10 @@ class MemoryBankService:
             return translate.remembered(known)
 
         async def scored_and_put(pinned: Pinned, arrived: Arrived) -> Answer[Put]:
-            scored, ids, stages = await self._pipeline.score_by_id(run, pinned, arrived)
+            scored, ids, contents, stages = await self._pipeline.score_by_id(run, pinned, arrived)
             learner = pinned.learner
             version, step = (learner.version, learner.step) if learner else (0, 0)
-            asked = Put(key, identity, ids, scored.scores, version, step)
+            asked = Put(key, identity, ids, scored.scores, version, step, contents)
 
             def tell(answer: Answer[Put]) -> None:
                 self._recorder.remembered(run, answer, pinned, stages)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from preceptor.errors import BankShortError, InvalidSuperBatchError, StepExistsError, StepForgottenError
 from preceptor.runs import MemoryBank, RunSpec
 from preceptor_service.drawing import Draw, drawn_by_score, drawn_uniformly
-from preceptor_service.memory_bank.ids import Ids, are_texts
-from preceptor_service.memory_bank.rows import Rows, fresh, no_rows, remembered, sampled
+from preceptor_service.memory_bank.ids import Ids, are_texts, as_texts
+from preceptor_service.memory_bank.rows import Rows, changed, fresh, no_rows, remembered, sampled
 from preceptor_service.schedule import count_by_score
 from preceptor_service.selectors import Selector
 
@@ -56,6 +56,7 @@ class Put:
         ids: `[B]`.
         scores: float32 `[B]`, not a number where a loss was not finite: those were not put in.
         learner_version, learner_step: of the learner copy behind the scores; 0 where there is none.
+        contents: uint64 `[B]`, `SuperBatch.contents`; 0 where an older gateway put them in.
         evicted: examples that left to make room.
         examples: that the bank held then.
     """
@@ -66,6 +67,7 @@ class Put:
     scores: NDArray[np.float32]
     learner_version: int
     learner_step: int
+    contents: NDArray[np.uint64]
     evicted: int = 0
     examples: int = 0
 
@@ -177,15 +179,28 @@ def put(bank: Bank, asked: Put, settings: MemoryBank) -> Done[Put]:
     """Returns `asked` as done to `bank`.
 
     Raises:
-        InvalidSuperBatchError: the bank holds ids of the other kind.
+        InvalidSuperBatchError: the bank holds ids of the other kind, or one of them with other content.
     """
     if len(bank.rows) and are_texts(bank.rows.ids) != are_texts(asked.ids):
         held, given = ("whole numbers", "texts") if are_texts(asked.ids) else ("texts", "whole numbers")
         raise InvalidSuperBatchError(f"the bank holds examples whose ids are {held}, and these are {given}")
+    other = changed(bank.rows, asked.ids, asked.contents)
+    if len(other):
+        id_ = as_texts(asked.ids[other[:1]])[0] if are_texts(asked.ids) else int(asked.ids[other[0]])
+        more = f", and so {len(other) - 1} more rows" if len(other) > 1 else ""
+        raise InvalidSuperBatchError(
+            f"example_id {id_!r} in row {other[0]} has other content than the example of that id in the bank{more}; "
+            "give every example an id of its own, and views of one example too"
+        )
+    return _put(bank, asked, settings)
+
+
+def _put(bank: Bank, asked: Put, settings: MemoryBank) -> Done[Put]:
     rows, evicted = remembered(
         bank.rows,
         asked.ids,
         asked.scores,
+        asked.contents,
         asked.learner_version,
         asked.learner_step,
         bank.number + 1,
@@ -239,7 +254,7 @@ def done(bank: Bank, operation: Operation, settings: MemoryBank) -> Rows:
         ValueError: it was not done to this bank.
     """
     if isinstance(operation, Put):
-        rows = put(bank, operation, settings).rows
+        rows = _put(bank, operation, settings).rows  # whoever did it may have known less of what was there
     else:
         rows = sampled(bank.rows, operation.ids, settings.max_times_sampled)
     if len(rows) != operation.examples:

@@ -32,6 +32,7 @@ def operation_to_bytes(operation: Operation) -> bytes:
         "examples": operation.examples,
     }
     if isinstance(operation, Put):
+        columns["content"] = operation.contents
         about |= {
             "learner_version": operation.learner_version,
             "learner_step": operation.learner_step,
@@ -56,8 +57,8 @@ def operation_from_bytes(content: bytes) -> Operation:
         key = Key(*about["key"])
         ids, scores = from_arrow(columns["id"]), _array(columns["score"])
         if key.kind == "put":
-            versions = about["learner_version"], about["learner_step"]
-            return Put(key, about["identity"], ids, scores, *versions, about["evicted"], about["examples"])
+            versions, contents = (about["learner_version"], about["learner_step"]), _contents(columns)
+            return Put(key, about["identity"], ids, scores, *versions, contents, about["evicted"], about["examples"])
         weights = _array(columns["weight"]) if "weight" in columns else np.empty(0, np.float32)
         stamps = _array(columns["learner_version"]), _array(columns["learner_step"])
         counts = about["examples"], about.get("candidates", 0)
@@ -100,6 +101,7 @@ def snapshot_to_bytes(bank: Bank) -> bytes:
         "learner_step": rows.learner_steps,
         "put_by": rows.put_by,
         "times_sampled": rows.times_sampled,
+        "content": rows.contents,
     }
     about = {
         "number": bank.number,
@@ -118,7 +120,8 @@ def snapshot_from_bytes(content: bytes) -> Bank:
     columns, about = _opened(content)
     try:
         names = ("score", "learner_version", "learner_step", "put_by", "times_sampled")
-        rows = Rows(from_arrow(columns["id"]), *(_array(columns[name]) for name in names))
+        values = [*(_array(columns[name]) for name in names), _contents(columns)]
+        rows = Rows(from_arrow(columns["id"]), *values)
         records = {Key(*entry[:3]): Record(*entry[3:]) for entry in about["records"]}
         horizons = {(kind, rank): step for kind, rank, step in about["forgotten"]}
         return Bank(rows, about["number"], records, horizons)
@@ -154,6 +157,11 @@ def _opened(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 def _array(column: Any) -> Any:
     """Returns the values in memory of their own: an array that is a view would keep the whole file."""
     return np.array(column)
+
+
+def _contents(columns: dict[str, Any]) -> Any:
+    """Returns what is known of contents; an older gateway wrote none."""
+    return _array(columns["content"]) if "content" in columns else np.zeros(len(columns["id"]), np.uint64)
 
 
 def _checksum(content: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from preceptor_service.memory_bank.ids import MAX_ID_BYTES, Ids
 
-ROW_BYTES = MAX_ID_BYTES + 4 + 8 + 8 + 8 + 8
-"""Most bytes of one example in memory; 44 where ids are whole numbers."""
+ROW_BYTES = MAX_ID_BYTES + 4 + 8 + 8 + 8 + 8 + 8
+"""Most bytes of one example in memory; 52 where ids are whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Rows:
         learner_versions, learner_steps: int64, of the learner copy behind each score; 0 where the rule reads none.
         put_by: int64, number of the operation that put it, or refreshed it last.
         times_sampled: int64, since it came in.
+        contents: uint64, `SuperBatch.contents`; 0 where an older gateway put it in, and it is not known.
     """
 
     ids: Ids
@@ -32,6 +33,7 @@ class Rows:
     learner_steps: NDArray[np.int64]
     put_by: NDArray[np.int64]
     times_sampled: NDArray[np.int64]
+    contents: NDArray[np.uint64]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -49,13 +51,14 @@ class Rows:
 def no_rows() -> Rows:
     """Returns an empty bank's."""
     whole = np.empty(0, np.int64)
-    return Rows(whole, np.empty(0, np.float32), whole, whole, whole, whole)
+    return Rows(whole, np.empty(0, np.float32), whole, whole, whole, whole, np.empty(0, np.uint64))
 
 
 def remembered(
     rows: Rows,
     ids: Ids,
     scores: NDArray[np.float32],
+    contents: NDArray[np.uint64],
     learner_version: int,
     learner_step: int,
     number: int,
@@ -72,6 +75,7 @@ def remembered(
         rows: what is there.
         ids: `[B]`, all different, of the kind of those in `rows`.
         scores: float32 `[B]`.
+        contents: uint64 `[B]`; 0 where it is not known, which leaves what was known.
         learner_version: of the learner copy behind them; 0 where there is none.
         learner_step: at which that was pushed.
         number: of the operation.
@@ -84,25 +88,35 @@ def remembered(
     finite = np.isfinite(scores)
     rows = rows.take(~np.isin(rows.ids, ids[~finite]))
     order = np.argsort(ids[finite])
-    ids, scores = ids[finite][order], scores[finite][order]
+    ids, scores, contents = ids[finite][order], scores[finite][order], contents[finite][order]
     places = np.searchsorted(rows.ids, ids)
     is_known = np.zeros(len(ids), np.bool_)
     inside = places < len(rows)
     is_known[inside] = rows.ids[places[inside]] == ids[inside]
-    rows = _refreshed(rows, places[is_known], scores[is_known], learner_version, learner_step, number)
-    stamps = (learner_version, learner_step, number, 0)
+    known = places[is_known]
+    now = np.where(contents[is_known] > 0, contents[is_known], rows.contents[known])
+    rows = _refreshed(rows, known, scores[is_known], now, learner_version, learner_step, number)
+    new: tuple[Any, ...] = (scores[~is_known], learner_version, learner_step, number, 0, contents[~is_known])
     # `np.insert` casts to the type of the first, which would cut longer texts off.
     wide: Any = rows.ids.astype(np.result_type(rows.ids, ids))
     rows = Rows(
         np.insert(wide, places[~is_known], ids[~is_known]),
-        np.insert(rows.scores, places[~is_known], scores[~is_known]),
         *(
-            np.insert(getattr(rows, field.name), places[~is_known], stamp)
-            for field, stamp in zip(fields(rows)[2:], stamps, strict=True)
+            np.insert(getattr(rows, field.name), places[~is_known], value)
+            for field, value in zip(fields(rows)[1:], new, strict=True)
         ),
     )
     surplus = max(0, len(rows) - capacity)
     return (rows.take(~_oldest(rows, surplus)) if surplus else rows), surplus
+
+
+def changed(rows: Rows, ids: Ids, contents: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Returns the positions in `ids` of examples that are there with another content."""
+    if not len(rows):
+        return np.empty(0, np.int64)
+    places = np.minimum(np.searchsorted(rows.ids, ids), len(rows) - 1)
+    kept = np.where(rows.ids[places] == ids, rows.contents[places], np.uint64(0))
+    return np.flatnonzero((kept > 0) & (contents > 0) & (kept != contents))
 
 
 def sampled(rows: Rows, ids: Ids, max_times_sampled: int | None) -> Rows:
@@ -116,7 +130,7 @@ def sampled(rows: Rows, ids: Ids, max_times_sampled: int | None) -> Rows:
         raise ValueError("an example was sampled that the bank does not hold")
     times = rows.times_sampled.copy()
     times[places] += 1
-    counted = Rows(rows.ids, rows.scores, rows.learner_versions, rows.learner_steps, rows.put_by, times)
+    counted = replace(rows, times_sampled=times)
     return counted if max_times_sampled is None else counted.take(times < max_times_sampled)
 
 
@@ -137,13 +151,20 @@ def _refreshed(
     rows: Rows,
     places: NDArray[np.int64],
     scores: NDArray[np.float32],
+    contents: NDArray[np.uint64],
     learner_version: int,
     learner_step: int,
     number: int,
 ) -> Rows:
-    changed = {"scores": scores, "learner_versions": learner_version, "learner_steps": learner_step, "put_by": number}
+    new = {
+        "scores": scores,
+        "contents": contents,
+        "learner_versions": learner_version,
+        "learner_steps": learner_step,
+        "put_by": number,
+    }
     columns = {field.name: getattr(rows, field.name) for field in fields(rows)}
-    for name, values in changed.items():
+    for name, values in new.items():
         columns[name] = columns[name].copy()
         columns[name][places] = values
     return Rows(**columns)

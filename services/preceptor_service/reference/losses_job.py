@@ -80,6 +80,8 @@ def build_losses(
         "micro_batch_rows": scoring.micro_batch_rows,
         "part_rows": part_rows,
         "device": scoring.device,
+        # Named only where they are kept, so that a table from before there were any can be gone on with.
+        **({"content_digests": True} if scoring.contents else {}),
     }
     output = LossesOutput(path, identity)
     table = output.finished()

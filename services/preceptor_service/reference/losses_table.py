@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from preceptor_service.losses_file import METADATA, REFERENCE_LOSS, digest_of_columns, metadata_of
 from preceptor_service.reference.durable import PARTIAL, locked, refuse_other, written
 from preceptor_service.reference.errors import JobError
-from preceptor_service.reference_losses import METADATA, metadata_of
 from preceptor_service.super_batch import EXAMPLE_ID
 
 _PLAN = "plan.json"
@@ -123,12 +123,16 @@ class LossesOutput:
         whole = pa.concat_tables([pq.read_table(self._part(number)) for number in range(count)])
         whole = whole.sort_by(EXAMPLE_ID)
         refuse_duplicates(whole.column(EXAMPLE_ID))
-        losses = whole.column(1).to_numpy()
+        # A loss that overflowed is none: a score that is not finite is never drawn, live or by the table.
+        losses = whole.column(REFERENCE_LOSS).to_numpy()
+        losses = np.where(np.isfinite(losses), losses, np.float32(np.nan))
+        whole = whole.set_column(whole.column_names.index(REFERENCE_LOSS), REFERENCE_LOSS, pa.array(losses))
         metadata = {
             "digest": digest,
             "rows": whole.num_rows,
             "rows_without_loss": int(np.isnan(losses).sum()),
             "mean_loss": float(np.nanmean(losses, dtype=np.float64)) if not np.isnan(losses).all() else None,
+            "columns_digest": digest_of_columns(whole),
             "identity": self._identity,
         }
         with written(self._path) as partial:

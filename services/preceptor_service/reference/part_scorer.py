@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from preceptor import RunSpec
 from preceptor.weights import SafetensorsFile
 from preceptor_service.columns import ColumnSpec
+from preceptor_service.losses_file import CONTENT, REFERENCE_LOSS
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
 from preceptor_service.reference.dataset import check_names, checked, column_values, example_ids
@@ -31,7 +32,6 @@ from preceptor_service.super_batch import EXAMPLE_ID, SuperBatch
 from preceptor_service.tasks import run_columns
 from preceptor_service.weight_store import WeightStore
 
-REFERENCE_LOSS = "reference_loss"
 _RUN_ID = "reference-losses"
 
 
@@ -118,12 +118,14 @@ class Scoring:
         device: `"cpu"` or `"cuda"`.
         threads: of one scorer on a CPU; None leaves torch's setting.
         architectures: the operator's own.
+        contents: whether the content of each row is digested, too.
     """
 
     micro_batch_rows: int
     device: Literal["cpu", "cuda"]
     threads: int | None
     architectures: Mapping[str, str]
+    contents: bool = True
 
 
 class PartScorer:
@@ -139,7 +141,7 @@ class PartScorer:
         registry = ArchitectureRegistry(scoring.architectures)
         outline = registry.outline(reference.model, reference.config)
         self._columns = run_columns(reference.task, outline)
-        self._layout, self._rows = layout, scoring.micro_batch_rows
+        self._layout, self._rows, self._digests = layout, scoring.micro_batch_rows, scoring.contents
         with tempfile.TemporaryDirectory(prefix="preceptor-reference-") as folder:
             weights = _store_with(Path(folder), reference)
             config = json.dumps(dict(reference.config), sort_keys=True)
@@ -149,15 +151,15 @@ class PartScorer:
             self._engine.load(self._models)  # from here on the store is not read again
 
     def __call__(self, part: Part) -> pa.Table:
-        """Returns `example_id` and `reference_loss`, float32, of the rows of a part, in their order.
+        """Returns `example_id`, `reference_loss` and, if asked for, `content_digest` of a part's rows, in their order.
 
-        NaN where an example has no loss.
+        The loss is float32, NaN where an example has none.
 
         Raises:
             JobError: the data does not fit, as `dataset.column_values`.
             ResourceExhaustedError: the device has too little memory for a micro-batch.
         """
-        ids, losses = [], []
+        ids, losses, contents = [], [], []
         row = part.first_row
         for table in self._micro_tables(part):
             where = f"{part.path}: column "
@@ -167,11 +169,15 @@ class PartScorer:
             }
             examples = checked(arrays, self._columns, row)
             ids.append(example_ids(table.column(self._layout.id_column), f"{where}{self._layout.id_column!r}", row))
-            (micro_batch,) = SuperBatch(examples.columns, examples.rows).micro_batches(self._rows)
+            rows = SuperBatch(examples.columns, examples.rows)
+            (micro_batch,) = rows.micro_batches(self._rows)
             found = self._engine.losses(self._models, micro_batch).reference
             losses.append(found if found is not None else np.full(examples.rows, np.nan, np.float32))
+            if self._digests:
+                contents.append(rows.contents())
             row += table.num_rows
-        return pa.table({EXAMPLE_ID: pa.chunked_array(ids), REFERENCE_LOSS: np.concatenate(losses)})
+        digests = {CONTENT: np.concatenate(contents)} if self._digests else {}
+        return pa.table({EXAMPLE_ID: pa.chunked_array(ids), REFERENCE_LOSS: np.concatenate(losses), **digests})
 
     def _micro_tables(self, part: Part) -> Iterator[pa.Table]:
         """Yields the part's rows, as many at a time as a micro-batch has."""
