@@ -68,7 +68,7 @@ def remember(run: Run, step: int, first: int | None = None, rank: int = 0) -> An
 
 def from_pool(first: int) -> dict[str, Any]:
     """The examples of B ids from `first` on, the same ones for an id whenever it is offered."""
-    return {name: values[first : first + B] for name, values in digits.candidates(4, rows=400).items()}
+    return {name: values[first : first + B] for name, values in digits.candidates(4, rows=1000 + 8 * B).items()}
 
 
 @pytest.mark.parametrize("selector", ["softmax", "proportional", "top_k"])
@@ -579,7 +579,7 @@ def test_the_ledger_has_a_row_of_each_operation_and_replays_what_was_sampled(
         assert (row["step"], row["rank"], row["candidates"]) == (step, 0, B)
         assert row["example_id"] == (list(range(step * 20, step * 20 + B)))
         assert (row["learner_version"], row["learner_step"]) == (answer.learner_version, answer.learner_step)
-        assert row["digest"] == batches.encode(digits.candidates(step), np.arange(step * 20, step * 20 + B)).digest
+        assert row["digest"] == batches.encode(from_pool(step * 20), np.arange(step * 20, step * 20 + B)).digest
         assert row["reference_digest"] == run.status().reference_digest
     for row, answer in zip(rows[1::2], answers[1::2], strict=True):
         assert row["example_id"] == answer.example_id.tolist()

@@ -129,7 +129,9 @@ def _operation(columns: dict[str, Any]) -> Operation:
     examples = columns["bank_examples"].as_py()
     if kind == "remember":
         version, at = (columns[name].as_py() or 0 for name in ("learner_version", "learner_step"))
-        return Put(Key("put", step, rank), "", ids, scores, version, at, examples=examples)
+        return Put(
+            Key("put", step, rank), "", ids, scores, version, at, np.zeros(len(ids), np.uint64), examples=examples
+        )
     if kind != "sample":
         raise ValueError(f"its kind is {kind!r}")
     stamps = [_stamps(columns[name], len(ids)) for name in ("learner_versions", "learner_steps")]
