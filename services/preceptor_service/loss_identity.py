@@ -52,7 +52,7 @@ def loss_identity(
         "weights": weights_digest,
         "task": task,
         "model": model,
-        "model_config": {name: _plain(value) for name, value in sorted(config.items())},
+        "model_config": {name: plain(value) for name, value in sorted(config.items())},
         "preprocessing": preprocessing_of(outline, run_columns(task, outline)),
     }
     return dict(json.loads(json.dumps(identity)))
@@ -64,8 +64,8 @@ def digest_of(identity: Mapping[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Returns whole numbers as such: a JSON file may say 1 where a trainer says 1.0."""
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -20,6 +20,7 @@ from preceptor.errors import (
     WeightsMissingError,
 )
 from preceptor.runs import RunSpec
+from preceptor.v1 import weights_pb2
 from preceptor_service.co_trainer import CoTrainer
 from preceptor_service.config import ServiceConfig
 from preceptor_service.cost_meter import Cost, ForwardFlops, cost_of
@@ -28,6 +29,7 @@ from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
 from preceptor_service.reference_losses import ReferenceLosses, ReferenceLossTables
+from preceptor_service.reference_usage import check_adopted, check_card, usage_by
 from preceptor_service.run_counters import RunCounters
 from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.schedule import share_by_score
@@ -165,7 +167,7 @@ class RunRegistry:
             InvalidRunError: a setting is out of range or names something unknown.
             RunExistsError: the run exists with another spec.
             WeightsNotFoundError: no reference of `spec.reference_digest`.
-            InvalidWeightsError: that reference does not fit the run's architecture.
+            InvalidWeightsError: that reference does not fit the run's architecture, or was used otherwise.
             OverloadedError: too many runs.
         """
         columns, flops, table = await asyncio.to_thread(self._checked, spec)
@@ -321,6 +323,14 @@ class RunRegistry:
         if role == "reference" and run.table is not None:
             self._check_table(run.spec, run.table, digest)
 
+    def check_card(self, run: ActiveRun, role: Role, card: weights_pb2.ReferenceCard) -> None:
+        """Checks that `run` uses a reference as its card says that it was trained. Blocking.
+
+        Raises:
+            InvalidWeightsError: naming the first difference.
+        """
+        check_card(usage_by(run.spec, role, self._architectures), card, run.run_id, self._architectures)
+
     def is_current(self, run: ActiveRun) -> bool:
         """Tells whether `run` is neither deleted nor replaced by another of its name. Blocking.
 
@@ -454,6 +464,7 @@ class RunRegistry:
         if digest is not None:
             outline = self._architectures.outline(*architecture_of(record.spec, "reference"))
             check_weights(self._weight_store.blob_path(digest), outline)
+            check_adopted(record.spec, digest, self._run_store, self._weight_store, self._architectures)
         stored = self._run_store.create(record)
         if digest is not None:
             self._weight_store.adopt(run_id, "reference", digest, lambda: self._run_store.holds(stored))

@@ -17,6 +17,7 @@ from preceptor.channel import Connection, Tls
 from preceptor.decoding import scores_from_proto, spec_of, status_from_proto
 from preceptor.errors import DeadlineExceededError
 from preceptor.ledger import LedgerExport, export_ledger, read_ledger
+from preceptor.reference_card import Card, card_to_proto
 from preceptor.reported_metrics import MetricSeries, list_metrics, report_metrics
 from preceptor.runs import RunSpec, spec_to_proto
 from preceptor.stream import SelectStream
@@ -189,7 +190,12 @@ class Run:
         return status_from_proto(_get_run(self._connection, self.run_id, self._timeout_s))
 
     def push_reference(
-        self, state_dict: Mapping[str, Any], timeout_s: float | None = None, *, fold: int | None = None
+        self,
+        state_dict: Mapping[str, Any],
+        timeout_s: float | None = None,
+        *,
+        fold: int | None = None,
+        card: Card | None = None,
     ) -> PushedWeights:
         """Sends the reference model's weights; blocks until they are durable. Arguments and errors as `push_weights`.
 
@@ -198,10 +204,16 @@ class Run:
             timeout_s: default: the client's.
             fold: the half of the data that it was trained on, 0 or 1 as `preceptor.folds.folds_of` says; for runs with
                 `cross_reference`, and only for them.
+            card: of these weights, as `preceptor train-reference` wrote it: the path of `card.json`, or what it holds.
+                The service then compares task, architecture, settings, preprocessing and fold with the run; without it
+                it sees the tensors alone, which say nothing of preprocessing.
 
         Raises:
             ReferenceFrozenError: the run has another reference, of that fold.
-            InvalidWeightsError: `fold` is missing, not wanted, or neither 0 nor 1.
+            InvalidWeightsError: `fold` is missing, not wanted, or neither 0 nor 1; or the card is of other weights, or
+                of a reference that this run would use otherwise than it was trained.
+            ValueError: `card` is none.
+            OSError: its file cannot be read.
         """
         return weights.push(
             self._connection,
@@ -212,6 +224,7 @@ class Run:
             rewind=False,
             timeout_s=self._timeout(timeout_s),
             fold=None if fold is None else _whole("fold", fold),
+            card=None if card is None else card_to_proto(card),
         )
 
     def push_weights(
@@ -295,7 +308,7 @@ class Run:
             sub_batch_size: examples to select, b.
             step: the trainer's step; 0 or above. (step, rank) names the super-batch within the run.
             rank: the trainer's rank.
-            example_id: `[B]` whole numbers or texts, stable over the data set, twice only for the same example; default:
+            example_id: `[B]` whole numbers or texts, stable over the data set; twice only for one example. Default:
                 none.
             timeout_s: from here to the answer, reconnects included; default: the client's.
 

@@ -157,7 +157,7 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
     message = run_pb2.RunSpec(
         run_id=spec.run_id,
         task=spec.task,
-        model=_model_to_proto(spec.model, spec.model_config),
+        model=model_to_proto(spec.model, spec.model_config),
         reference_digest=spec.reference_digest,
         score=spec.score,
         selector=spec.selector,
@@ -182,7 +182,7 @@ def spec_to_proto(spec: RunSpec) -> run_pb2.RunSpec:
         control_block_steps=spec.control_block_steps,
     )
     if spec.reference_model is not None:
-        message.reference_model.CopyFrom(_model_to_proto(spec.reference_model, spec.reference_model_config))
+        message.reference_model.CopyFrom(model_to_proto(spec.reference_model, spec.reference_model_config))
     if spec.memory_bank is not None:
         message.memory_bank.CopyFrom(run_pb2.MemoryBank(**vars(spec.memory_bank)))
     if spec.co_training is not None:
@@ -203,9 +203,9 @@ def spec_from_proto(message: run_pb2.RunSpec) -> RunSpec:
         run_id=message.run_id,
         task=message.task,
         model=message.model.architecture,
-        model_config=_config_from_proto(message.model),
+        model_config=config_from_proto(message.model),
         reference_model=message.reference_model.architecture if has_reference else None,
-        reference_model_config=_config_from_proto(message.reference_model) if has_reference else {},
+        reference_model_config=config_from_proto(message.reference_model) if has_reference else {},
         reference_digest=message.reference_digest if message.HasField("reference_digest") else None,
         score=message.score,
         selector=message.selector,
@@ -262,7 +262,12 @@ def _policy(name: str, policies: Mapping[P, V], value: V) -> P:
     raise ValueError(f"{name} is {value}; choose one of {sorted(map(str, policies))}")
 
 
-def _model_to_proto(architecture: str, config: Mapping[str, ConfigValue]) -> run_pb2.ModelSpec:
+def model_to_proto(architecture: str, config: Mapping[str, ConfigValue]) -> run_pb2.ModelSpec:
+    """Returns an architecture with its settings for the wire.
+
+    Raises:
+        TypeError: a setting is of a type that has no counterpart there.
+    """
     return run_pb2.ModelSpec(
         architecture=architecture, config={name: _value_to_proto(name, value) for name, value in config.items()}
     )
@@ -287,7 +292,12 @@ def _value_to_proto(name: str, value: ConfigValue) -> run_pb2.ConfigValue:
     )
 
 
-def _config_from_proto(model: run_pb2.ModelSpec) -> dict[str, ConfigValue]:
+def config_from_proto(model: run_pb2.ModelSpec) -> dict[str, ConfigValue]:
+    """Returns the settings of an architecture.
+
+    Raises:
+        ValueError: one of them is empty.
+    """
     return {name: _value_from_proto(name, value) for name, value in sorted(model.config.items())}
 
 

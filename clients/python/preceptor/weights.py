@@ -125,6 +125,7 @@ def push(
     rewind: bool,
     timeout_s: float,
     fold: int | None = None,
+    card: weights_pb2.ReferenceCard | None = None,
 ) -> PushedWeights:
     """Sends weights and returns once they are durable.
 
@@ -137,7 +138,7 @@ def push(
     """
     file = SafetensorsFile(state_dict)
     header = weights_pb2.PushHeader(
-        run_id=run_id, role=role, step=step, total_bytes=file.total_bytes, rewind=rewind, fold=fold
+        run_id=run_id, role=role, step=step, total_bytes=file.total_bytes, rewind=rewind, fold=fold, card=card
     )
     answer = connection.repeated_unary(
         "PushWeights",

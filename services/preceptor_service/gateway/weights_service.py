@@ -48,6 +48,9 @@ class WeightsService:
         try:
             _check_pushed(role, run)
             role = _role_of_fold(role, header, run)
+            if header.HasField("card"):
+                _check_fold_of_card(header)
+                await asyncio.to_thread(self._runs.check_card, run, role, header.card)
             version = await self._committed(run, role, header, requests)
         except PreceptorError as error:
             self._recorder.push_failed(run, error)
@@ -71,6 +74,8 @@ class WeightsService:
         base_version = await asyncio.to_thread(self._weight_store.newest_number, run.run_id, role)
         async with Upload(self._weight_store, header.total_bytes) as upload:
             await self._receive(requests, upload)
+            if header.HasField("card"):
+                _check_digest_of_card(header.card.digest, upload.staged.digest)
             await upload.do(self._runs.check_weights, run, role, upload.staged.path, upload.staged.digest or "")
             return await upload.do(
                 self._weight_store.commit,
@@ -124,6 +129,8 @@ def _role(header: weights_pb2.PushHeader) -> Role:
         raise InvalidMessageError(f"step is {header.step}; steps start at 0")
     if role == "reference" and header.step:
         raise InvalidMessageError(f"step is {header.step}; a reference has step 0")
+    if role == "learner" and header.HasField("card"):
+        raise InvalidMessageError("a card came with a learner; only a reference has one, push without it")
     if header.total_bytes < 1:
         raise InvalidWeightsError(f"the weights have {header.total_bytes} bytes; push at least one tensor")
     return role
@@ -159,3 +166,20 @@ def _role_of_fold(role: Role, header: weights_pb2.PushHeader, run: ActiveRun) ->
     if header.fold not in (0, 1):
         raise InvalidWeightsError(f"fold is {header.fold}; it is 0 or 1")
     return "reference_fold_1" if header.fold else "reference"
+
+
+def _check_fold_of_card(header: weights_pb2.PushHeader) -> None:
+    if header.card.HasField("fold") and (not header.HasField("fold") or header.card.fold != header.fold):
+        pushed = f"with fold={header.fold}" if header.HasField("fold") else "without fold"
+        raise InvalidWeightsError(
+            f"the reference's card says that it was trained on fold {header.card.fold} of the data, and it is pushed "
+            f"{pushed}; push it with fold={header.card.fold} to a run with cross_reference"
+        )
+
+
+def _check_digest_of_card(said: str, found: str | None) -> None:
+    if said != found:
+        raise InvalidWeightsError(
+            f"the reference's card is of the weights {said[:80]}, and these are {found}; push the weights that lie "
+            "beside the card"
+        )

@@ -76,9 +76,7 @@ class ArchitectureRegistry:
         Raises:
             InvalidRunError: unknown architecture; unknown, missing, mistyped or out-of-range setting.
         """
-        function = self._architectures.get(architecture)
-        if function is None:
-            raise InvalidRunError(f"model is {_shown(architecture)}; this service knows {list(self.names())}")
+        function = self._function(architecture)
         try:
             with own_random_stream(seed):
                 return function(**config)
@@ -100,6 +98,22 @@ class ArchitectureRegistry:
         """
         with torch.device("meta"):
             return self.build(architecture, config)
+
+    def settings(self, architecture: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns `config`, unchecked, with the defaults of settings that it leaves out.
+
+        Raises:
+            InvalidRunError: unknown architecture.
+        """
+        parameters = inspect.signature(self._function(architecture)).parameters.values()
+        defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+        return {**defaults, **config}
+
+    def _function(self, architecture: str) -> Architecture:
+        function = self._architectures.get(architecture)
+        if function is None:
+            raise InvalidRunError(f"model is {_shown(architecture)}; this service knows {list(self.names())}")
+        return function
 
 
 def _checking(name: str, function: Architecture) -> Architecture:

@@ -171,7 +171,9 @@ class RunSpec(google.protobuf.message.Message):
     """
     reference_digest: builtins.str
     """Digest of a reference that this service already holds (returned by
-    PushWeights). Default: none; push one with PushWeights.
+    PushWeights). Some run that holds it must use it with the same task,
+    architecture, settings and preprocessing. Default: none; push one with
+    PushWeights.
     """
     score: builtins.str
     """Score rule: "learnability", "hard_learner", "easy_reference",

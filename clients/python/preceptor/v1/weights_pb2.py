@@ -23,32 +23,37 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from preceptor.v1 import run_pb2 as preceptor_dot_v1_dot_run__pb2
 from preceptor.v1 import selection_pb2 as preceptor_dot_v1_dot_selection__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apreceptor/v1/weights.proto\x12\x0cpreceptor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpreceptor/v1/selection.proto\"\x9a\x01\n\x12PushWeightsRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.preceptor.v1.PushHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.preceptor.v1.ChunkH\x00\x12*\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x18.preceptor.v1.PushCommitH\x00\x42\x06\n\x04kind\"\x94\x01\n\nPushHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\'\n\x04role\x18\x02 \x01(\x0e\x32\x19.preceptor.v1.WeightsRole\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06rewind\x18\x05 \x01(\x08\x12\x11\n\x04\x66old\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_fold\"\x1c\n\nPushCommit\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"u\n\x13PushWeightsResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.preceptor.v1.WeightsVersion\x12\x17\n\x0freplicas_loaded\x18\x02 \x01(\x03\x12\x16\n\x0ereplicas_asked\x18\x03 \x01(\x03\"#\n\x11GetWeightsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xe2\x01\n\x12GetWeightsResponse\x12\x36\n\x10learner_versions\x18\x01 \x03(\x0b\x32\x1c.preceptor.v1.WeightsVersion\x12\x34\n\treference\x18\x02 \x01(\x0b\x32\x1c.preceptor.v1.WeightsVersionH\x00\x88\x01\x01\x12;\n\x10reference_fold_1\x18\x03 \x01(\x0b\x32\x1c.preceptor.v1.WeightsVersionH\x01\x88\x01\x01\x42\x0c\n\n_referenceB\x13\n\x11_reference_fold_1\"\x85\x01\n\x0eWeightsVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12/\n\x0b\x63ommit_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*a\n\x0bWeightsRole\x12\x1c\n\x18WEIGHTS_ROLE_UNSPECIFIED\x10\x00\x12\x18\n\x14WEIGHTS_ROLE_LEARNER\x10\x01\x12\x1a\n\x16WEIGHTS_ROLE_REFERENCE\x10\x02\x32\xb7\x01\n\x0eWeightsService\x12T\n\x0bPushWeights\x12 .preceptor.v1.PushWeightsRequest\x1a!.preceptor.v1.PushWeightsResponse(\x01\x12O\n\nGetWeights\x12\x1f.preceptor.v1.GetWeightsRequest\x1a .preceptor.v1.GetWeightsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apreceptor/v1/weights.proto\x12\x0cpreceptor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16preceptor/v1/run.proto\x1a\x1cpreceptor/v1/selection.proto\"\x9a\x01\n\x12PushWeightsRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.preceptor.v1.PushHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.preceptor.v1.ChunkH\x00\x12*\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x18.preceptor.v1.PushCommitH\x00\x42\x06\n\x04kind\"\xcd\x01\n\nPushHeader\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\'\n\x04role\x18\x02 \x01(\x0e\x32\x19.preceptor.v1.WeightsRole\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06rewind\x18\x05 \x01(\x08\x12\x11\n\x04\x66old\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12.\n\x04\x63\x61rd\x18\x07 \x01(\x0b\x32\x1b.preceptor.v1.ReferenceCardH\x01\x88\x01\x01\x42\x07\n\x05_foldB\x07\n\x05_card\"\xd8\x01\n\rReferenceCard\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12&\n\x05model\x18\x03 \x01(\x0b\x32\x17.preceptor.v1.ModelSpec\x12%\n\x07\x63olumns\x18\x04 \x03(\x0b\x32\x14.preceptor.v1.Column\x12\x34\n\x05image\x18\x05 \x01(\x0b\x32 .preceptor.v1.ImagePreprocessingH\x00\x88\x01\x01\x12\x11\n\x04\x66old\x18\x06 \x01(\x03H\x01\x88\x01\x01\x42\x08\n\x06_imageB\x07\n\x05_fold\"D\n\x12ImagePreprocessing\x12\x13\n\x0binput_dtype\x18\x01 \x01(\t\x12\x0c\n\x04mean\x18\x02 \x03(\x01\x12\x0b\n\x03std\x18\x03 \x03(\x01\"\x1c\n\nPushCommit\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"u\n\x13PushWeightsResponse\x12-\n\x07version\x18\x01 \x01(\x0b\x32\x1c.preceptor.v1.WeightsVersion\x12\x17\n\x0freplicas_loaded\x18\x02 \x01(\x03\x12\x16\n\x0ereplicas_asked\x18\x03 \x01(\x03\"#\n\x11GetWeightsRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xe2\x01\n\x12GetWeightsResponse\x12\x36\n\x10learner_versions\x18\x01 \x03(\x0b\x32\x1c.preceptor.v1.WeightsVersion\x12\x34\n\treference\x18\x02 \x01(\x0b\x32\x1c.preceptor.v1.WeightsVersionH\x00\x88\x01\x01\x12;\n\x10reference_fold_1\x18\x03 \x01(\x0b\x32\x1c.preceptor.v1.WeightsVersionH\x01\x88\x01\x01\x42\x0c\n\n_referenceB\x13\n\x11_reference_fold_1\"\x85\x01\n\x0eWeightsVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12/\n\x0b\x63ommit_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*a\n\x0bWeightsRole\x12\x1c\n\x18WEIGHTS_ROLE_UNSPECIFIED\x10\x00\x12\x18\n\x14WEIGHTS_ROLE_LEARNER\x10\x01\x12\x1a\n\x16WEIGHTS_ROLE_REFERENCE\x10\x02\x32\xb7\x01\n\x0eWeightsService\x12T\n\x0bPushWeights\x12 .preceptor.v1.PushWeightsRequest\x1a!.preceptor.v1.PushWeightsResponse(\x01\x12O\n\nGetWeights\x12\x1f.preceptor.v1.GetWeightsRequest\x1a .preceptor.v1.GetWeightsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'preceptor.v1.weights_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WEIGHTSROLE']._serialized_start=966
-  _globals['_WEIGHTSROLE']._serialized_end=1063
-  _globals['_PUSHWEIGHTSREQUEST']._serialized_start=108
-  _globals['_PUSHWEIGHTSREQUEST']._serialized_end=262
-  _globals['_PUSHHEADER']._serialized_start=265
-  _globals['_PUSHHEADER']._serialized_end=413
-  _globals['_PUSHCOMMIT']._serialized_start=415
-  _globals['_PUSHCOMMIT']._serialized_end=443
-  _globals['_PUSHWEIGHTSRESPONSE']._serialized_start=445
-  _globals['_PUSHWEIGHTSRESPONSE']._serialized_end=562
-  _globals['_GETWEIGHTSREQUEST']._serialized_start=564
-  _globals['_GETWEIGHTSREQUEST']._serialized_end=599
-  _globals['_GETWEIGHTSRESPONSE']._serialized_start=602
-  _globals['_GETWEIGHTSRESPONSE']._serialized_end=828
-  _globals['_WEIGHTSVERSION']._serialized_start=831
-  _globals['_WEIGHTSVERSION']._serialized_end=964
-  _globals['_WEIGHTSSERVICE']._serialized_start=1066
-  _globals['_WEIGHTSSERVICE']._serialized_end=1249
+  _globals['_WEIGHTSROLE']._serialized_start=1336
+  _globals['_WEIGHTSROLE']._serialized_end=1433
+  _globals['_PUSHWEIGHTSREQUEST']._serialized_start=132
+  _globals['_PUSHWEIGHTSREQUEST']._serialized_end=286
+  _globals['_PUSHHEADER']._serialized_start=289
+  _globals['_PUSHHEADER']._serialized_end=494
+  _globals['_REFERENCECARD']._serialized_start=497
+  _globals['_REFERENCECARD']._serialized_end=713
+  _globals['_IMAGEPREPROCESSING']._serialized_start=715
+  _globals['_IMAGEPREPROCESSING']._serialized_end=783
+  _globals['_PUSHCOMMIT']._serialized_start=785
+  _globals['_PUSHCOMMIT']._serialized_end=813
+  _globals['_PUSHWEIGHTSRESPONSE']._serialized_start=815
+  _globals['_PUSHWEIGHTSRESPONSE']._serialized_end=932
+  _globals['_GETWEIGHTSREQUEST']._serialized_start=934
+  _globals['_GETWEIGHTSREQUEST']._serialized_end=969
+  _globals['_GETWEIGHTSRESPONSE']._serialized_start=972
+  _globals['_GETWEIGHTSRESPONSE']._serialized_end=1198
+  _globals['_WEIGHTSVERSION']._serialized_start=1201
+  _globals['_WEIGHTSVERSION']._serialized_end=1334
+  _globals['_WEIGHTSSERVICE']._serialized_start=1436
+  _globals['_WEIGHTSSERVICE']._serialized_end=1619
 # @@protoc_insertion_point(module_scope)

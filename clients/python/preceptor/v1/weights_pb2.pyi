@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import preceptor.v1.run_pb2
 import preceptor.v1.selection_pb2
 import sys
 import typing
@@ -95,6 +96,7 @@ class PushHeader(google.protobuf.message.Message):
     TOTAL_BYTES_FIELD_NUMBER: builtins.int
     REWIND_FIELD_NUMBER: builtins.int
     FOLD_FIELD_NUMBER: builtins.int
+    CARD_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run. Required."""
     role: global___WeightsRole.ValueType
@@ -113,6 +115,13 @@ class PushHeader(google.protobuf.message.Message):
     """The half of the data that a reference was trained on: 0 or 1. Required for a
     reference of a run with `cross_reference`; refused otherwise.
     """
+    @property
+    def card(self) -> global___ReferenceCard:
+        """What the reference was trained as; the service then compares that with the
+        run. Refused for a learner. Default: none, and nothing but the tensors is
+        compared.
+        """
+
     def __init__(
         self,
         *,
@@ -122,12 +131,103 @@ class PushHeader(google.protobuf.message.Message):
         total_bytes: builtins.int = ...,
         rewind: builtins.bool = ...,
         fold: builtins.int | None = ...,
+        card: global___ReferenceCard | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_fold", b"_fold", "fold", b"fold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_fold", b"_fold", "fold", b"fold", "rewind", b"rewind", "role", b"role", "run_id", b"run_id", "step", b"step", "total_bytes", b"total_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_card", b"_card", "_fold", b"_fold", "card", b"card", "fold", b"fold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_card", b"_card", "_fold", b"_fold", "card", b"card", "fold", b"fold", "rewind", b"rewind", "role", b"role", "run_id", b"run_id", "step", b"step", "total_bytes", b"total_bytes"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_card", b"_card"]) -> typing.Literal["card"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_fold", b"_fold"]) -> typing.Literal["fold"] | None: ...
 
 global___PushHeader = PushHeader
+
+@typing.final
+class ReferenceCard(google.protobuf.message.Message):
+    """What a reference was trained as: the card that `preceptor train-reference`
+    writes.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    TASK_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    COLUMNS_FIELD_NUMBER: builtins.int
+    IMAGE_FIELD_NUMBER: builtins.int
+    FOLD_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    """"sha256:" and 64 hexadecimal digits, of the safetensors file. Required."""
+    task: builtins.str
+    """The task that it was trained for. Required."""
+    fold: builtins.int
+    """The half of the data that it was trained on: 0 or 1. Default: all of it, or
+    it is not said.
+    """
+    @property
+    def model(self) -> preceptor.v1.run_pb2.ModelSpec:
+        """Its architecture and settings; a setting that is left out has its default.
+        Required.
+        """
+
+    @property
+    def columns(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[preceptor.v1.run_pb2.Column]:
+        """What it reads, in order. Required."""
+
+    @property
+    def image(self) -> global___ImagePreprocessing:
+        """What it does to images first; absent where it reads none."""
+
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+        task: builtins.str = ...,
+        model: preceptor.v1.run_pb2.ModelSpec | None = ...,
+        columns: collections.abc.Iterable[preceptor.v1.run_pb2.Column] | None = ...,
+        image: global___ImagePreprocessing | None = ...,
+        fold: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_fold", b"_fold", "_image", b"_image", "fold", b"fold", "image", b"image", "model", b"model"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_fold", b"_fold", "_image", b"_image", "columns", b"columns", "digest", b"digest", "fold", b"fold", "image", b"image", "model", b"model", "task", b"task"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_fold", b"_fold"]) -> typing.Literal["fold"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_image", b"_image"]) -> typing.Literal["image"] | None: ...
+
+global___ReferenceCard = ReferenceCard
+
+@typing.final
+class ImagePreprocessing(google.protobuf.message.Message):
+    """What a model does to an image first: (x / 255 - mean) / std where it is sent
+    as "uint8", nothing where it is sent as "float32".
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INPUT_DTYPE_FIELD_NUMBER: builtins.int
+    MEAN_FIELD_NUMBER: builtins.int
+    STD_FIELD_NUMBER: builtins.int
+    input_dtype: builtins.str
+    """"uint8" or "float32". Required."""
+    @property
+    def mean(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """One per channel. Required."""
+
+    @property
+    def std(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """One per channel, above 0. Required."""
+
+    def __init__(
+        self,
+        *,
+        input_dtype: builtins.str = ...,
+        mean: collections.abc.Iterable[builtins.float] | None = ...,
+        std: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["input_dtype", b"input_dtype", "mean", b"mean", "std", b"std"]) -> None: ...
+
+global___ImagePreprocessing = ImagePreprocessing
 
 @typing.final
 class PushCommit(google.protobuf.message.Message):
