@@ -339,6 +339,12 @@ class RunRegistry:
         """
         return self._run_store.holds(run.record)
 
+    def collect_now_and_then(self) -> None:
+        """Removes what expired in the store, at most twice a minute: it reads every manifest. Blocking."""
+        if time.monotonic() - self._collected_at >= _COLLECT_S:
+            self._collected_at = time.monotonic()
+            self._weight_store.collect()
+
     def _lacks_weights(self, run: ActiveRun) -> bool:
         return (run.rule.needs_learner and run.learner is None) or (run.rule.needs_reference and run.lacks_reference)
 
@@ -430,14 +436,8 @@ class RunRegistry:
             self._config.co_training,
             lambda: self.is_current(run),
             committed,
-            self._collect_now_and_then,
+            self.collect_now_and_then,
         )
-
-    def _collect_now_and_then(self) -> None:
-        """Removes what expired in the store; often asked, for every co-trained run, and seldom done. Blocking."""
-        if time.monotonic() - self._collected_at >= _COLLECT_S:
-            self._collected_at = time.monotonic()
-            self._weight_store.collect()
 
     def _forget(self, run: ActiveRun) -> None:
         """Ends this life of the run here: its streams, its counters, its pending load."""

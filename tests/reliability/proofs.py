@@ -8,13 +8,14 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT
 from benchmarks.suite import Measured, Suite
-from tests.reliability import atomic_push, chaos, credentials, fuzz, resume, state_machines
+from tests.reliability import atomic_push, chaos, credentials, fuzz, one_version, resume, state_machines
 
 PROOFS: Mapping[str, Callable[[bool], Measured]] = {
     "atomic-push": atomic_push.run,
     "chaos": chaos.run,
     "credentials": credentials.run,
     "fuzz": fuzz.run,
+    "one-version": one_version.run,
     "resume": resume.run,
     "state-machines": state_machines.run,
 }
