@@ -95,7 +95,8 @@ def check_adopted(
         # Not their values: the runs may be somebody else's.
         raise InvalidWeightsError(
             f"reference {digest} is used otherwise by every run that holds it: {', '.join(names)} differ; a loss with "
-            "another preprocessing or other settings is another loss. Give what it was trained with, or push it, with its card"
+            "another preprocessing or other settings is another loss. Give what it was trained with, or push it, with "
+            "its card"
         )
 
 

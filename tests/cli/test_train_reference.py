@@ -139,6 +139,8 @@ def test_interrupted_or_killed_it_goes_on_to_the_same_bits(
         (("--demo", "digits", "--model", "vgg"), "model is 'vgg'; this service knows"),
         (("--demo", "digits", "--device", "tpu"), "--device is 'tpu'; choose one of auto, cpu, cuda"),
         (("--demo", "digits", "--threads", "0"), "--threads is 0; it must be 1 or above"),
+        (("--demo", "digits", "--fold", "0"), "--fold is 0, and the demo has no example ids that say which half"),
+        (("--data", "x", "--fold", "2"), "--fold is 2; it is 0 or 1"),
         (("--data", "nowhere.parquet", "--model-config", CONFIG), "there is no data at nowhere.parquet"),
         (("--data", "x", "--column", "label", "--model-config", CONFIG), "--column is 'label'; give OURS=THEIRS"),
     ],

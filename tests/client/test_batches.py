@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from preceptor.batches import digest, encode
+from preceptor.errors import InvalidSuperBatchError, UnsendableSuperBatchError
 
 DTYPES = [
     "bool",
@@ -108,17 +109,17 @@ def test_bodies_are_not_compressed() -> None:
 @pytest.mark.parametrize(
     ("batch", "error", "message"),
     [
-        ({}, ValueError, "no columns"),
+        ({}, UnsendableSuperBatchError, "no columns"),
         ({"x": [1, 2]}, TypeError, "'x' is a list"),
-        ({"x": np.array(1)}, ValueError, "'x' is a scalar"),
-        ({"x": torch.tensor(1)}, ValueError, "'x' is a scalar"),
+        ({"x": np.array(1)}, UnsendableSuperBatchError, "'x' is a scalar"),
+        ({"x": torch.tensor(1)}, UnsendableSuperBatchError, "'x' is a scalar"),
         ({"x": np.array(["a", None])}, TypeError, "'x' has element type object"),
         ({"x": np.zeros(2, np.complex64)}, TypeError, "complex64"),
         ({"x": np.zeros(2, "datetime64[s]")}, TypeError, "datetime64"),
         ({"x": torch.zeros(2, dtype=torch.bfloat16)}, TypeError, r"bfloat16.*convert it first"),
-        ({"x": np.zeros((2, 0))}, ValueError, r"\(2, 0\)"),
-        ({"x": np.zeros(2), "y": np.zeros(3)}, ValueError, r"differ in rows: \{'x': 2, 'y': 3\}"),
-        ({"x": np.zeros(2), "example_id": np.arange(2)}, ValueError, "as the argument example_id"),
+        ({"x": np.zeros((2, 0))}, UnsendableSuperBatchError, r"\(2, 0\)"),
+        ({"x": np.zeros(2), "y": np.zeros(3)}, UnsendableSuperBatchError, r"differ in rows: \{'x': 2, 'y': 3\}"),
+        ({"x": np.zeros(2), "example_id": np.arange(2)}, UnsendableSuperBatchError, "as the argument example_id"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused(batch: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -133,11 +134,20 @@ def test_what_cannot_be_encoded_is_refused(batch: dict[str, Any], error: type[Ex
         (np.zeros(2, bool), TypeError, "bool"),
         (np.zeros(2, np.uint64), TypeError, "uint64"),
         (["a", 1], TypeError, "mixes texts"),
-        (np.zeros((2, 1), np.int64), ValueError, r"\(2, 1\)"),
-        (np.arange(3), ValueError, "differ in rows"),
+        (np.zeros((2, 1), np.int64), UnsendableSuperBatchError, r"\(2, 1\)"),
+        (np.arange(3), UnsendableSuperBatchError, "differ in rows"),
         ("ab", TypeError, "is a str"),
     ],
 )
 def test_example_ids_that_cannot_be_sent_are_refused(example_id: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         encode({"x": np.zeros(2)}, example_id=example_id)
+
+
+def test_what_cannot_be_sent_is_an_invalid_argument_and_a_value_error() -> None:
+    texts = np.zeros((15, 5), np.int64)
+    with pytest.raises(InvalidSuperBatchError) as caught:
+        encode({"image": np.zeros((16, 1, 8, 8)), "input_ids": texts, "attention_mask": texts})
+    assert isinstance(caught.value, ValueError)
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert "columns differ in rows: {'image': 16, 'input_ids': 15, 'attention_mask': 15}; each" in str(caught.value)

@@ -10,12 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from preceptor.batches import encode
+from preceptor.folds import folds_of
 from preceptor_service.columns import ColumnSpec
 from preceptor_service.models import ArchitectureRegistry
-from preceptor_service.reference.dataset import Dataset, read_dataset
+from preceptor_service.reference.dataset import Dataset, Fold, read_dataset
 from preceptor_service.reference.errors import JobError
+from preceptor_service.reference.objectives import refuse_examples_without_loss
 from preceptor_service.reference.train_job import columns_of
-from tests.reference.examples import IMAGES, arrays, table, write
+from preceptor_service.super_batch import decode
+from tests.reference.examples import IMAGES, TEXTS, arrays, table, write
 
 COLUMNS = columns_of(IMAGES, ArchitectureRegistry())
 FLOATS = (ColumnSpec("image", "float", (2,)),)
@@ -145,14 +149,58 @@ def test_what_is_not_finite_is_refused(value: float, tmp_path: Path) -> None:
         read(file, columns=FLOATS)
 
 
-def test_rows_are_counted_across_files(tmp_path: Path) -> None:
+def test_a_bad_row_is_named_by_its_file_and_its_place_there(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", arrays(IMAGES, 10))
-    second = arrays(IMAGES, 5)
-    second["label"][2] = 9
+    second = arrays(IMAGES, 12)
+    second["label"][9] = 9  # in the second row group
     write(tmp_path / "b.parquet", second)
-
-    with pytest.raises(JobError, match="9 in row 12"):
+    with pytest.raises(JobError, match=rf"^{tmp_path / 'b.parquet'}: column 'label' has 9 in row 9; every value must"):
         read(tmp_path)
+
+    second = arrays(IMAGES, 12)
+    labels: list[Any] = second["label"].tolist()
+    labels[8] = None
+    write(tmp_path / "b.parquet", {"image": second["image"]}, label=labels)
+    with pytest.raises(JobError, match=rf"^{tmp_path / 'b.parquet'}: column 'label' has 1 nulls, the first in row 8;"):
+        read(tmp_path)
+
+
+def test_a_row_without_a_loss_is_named_by_its_file_and_its_place_there(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", arrays(TEXTS, 10))
+    second = arrays(TEXTS, 12)
+    second["attention_mask"][9] = 0
+    write(tmp_path / "b.parquet", second)
+    found = read(tmp_path, columns=columns_of(TEXTS, ArchitectureRegistry()))
+    with pytest.raises(JobError, match=f"1 of 22 rows have no loss, the first is row 9 of {tmp_path / 'b.parquet'}; "):
+        refuse_examples_without_loss(TEXTS.task, found)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "texts"])
+def test_the_halves_are_those_by_which_the_service_chooses_a_reference(kind: str, tmp_path: Path) -> None:
+    examples = arrays(IMAGES, 60)
+    ids: list[Any] = [n * 7 if kind == "numbers" else f"bild-{n}-ü" for n in range(60)]
+    for name, piece in (("a", slice(0, 25)), ("b", slice(25, 60))):
+        part = {column: values[piece] for column, values in examples.items()}
+        write(tmp_path / f"{name}.parquet", part, key=ids[piece])
+    by_service = decode(encode(examples, example_id=ids).body, COLUMNS, 60).folds()
+
+    for number in (0, 1):
+        half = read(tmp_path, fold=Fold(number, "key"))
+        rows = np.flatnonzero(by_service == number)
+        assert 0 < len(rows) < 60
+        assert same(half, {column: values[rows] for column, values in examples.items()})
+        assert half.place(half.rows - 1) == f"row {rows[-1] - 25} of {tmp_path / 'b.parquet'}"
+
+
+def test_a_half_needs_ids_and_rows(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", arrays(IMAGES, 2), key=[4, 4], some=[4, None])
+    other = 1 - int(folds_of([4])[0])
+    with pytest.raises(JobError, match=f"none of the 2 rows is of fold {other}; give more, or the other fold"):
+        read(tmp_path, fold=Fold(other, "key"))
+    with pytest.raises(JobError, match="has no column 'example_id'"):
+        read(tmp_path, fold=Fold(0, "example_id"))
+    with pytest.raises(JobError, match="column 'some' has 1 nulls, the first in row 1"):
+        read(tmp_path, fold=Fold(0, "some"))
 
 
 def test_data_beyond_the_bound_is_refused(tmp_path: Path) -> None:

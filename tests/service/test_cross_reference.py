@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from preceptor import Run, SelectionClient
 from preceptor.errors import (
@@ -18,7 +22,9 @@ from preceptor.errors import (
 )
 from preceptor.folds import folds_of
 from preceptor_service.app import start_service
+from preceptor_service.cli.main import app
 from tests.naive.selection import select as naive_select
+from tests.reference.examples import IMAGES, arrays, write
 from tests.service import digits
 from tests.service.conftest import Control, Store, config, target_of
 
@@ -135,3 +141,31 @@ def test_settings_that_do_not_go_together_are_refused(
 ) -> None:
     with pytest.raises(InvalidRunError, match=complaint):
         client.create_run(digits.spec(run_id, cross_reference=True, **settings))
+
+
+def test_halves_that_train_reference_trained_on_are_each_scored_by_the_other(
+    client: SelectionClient, run_id: str, tmp_path: Path
+) -> None:
+    examples, ids = arrays(IMAGES, 80), [f"image-{number}" for number in range(80)]
+    write(tmp_path / "pool.parquet", examples, example_id=ids)
+    run = client.create_run(digits.spec(run_id, score="easy_reference", cross_reference=True))
+    settings = ("--model-config", json.dumps(IMAGES.config), "--epochs", "2", "--hold-out", "0", "--threads", "1")
+    states = []
+    for fold in (0, 1):
+        out = tmp_path / f"fold-{fold}"
+        arguments = ["train-reference", str(out), "--data", str(tmp_path / "pool.parquet"), "--fold", str(fold)]
+        ran = CliRunner().invoke(app, [*arguments, *settings])
+        assert ran.exit_code == 0, ran.output
+        card = json.loads((out / "card.json").read_text())
+        assert (card["data"]["fold"], card["data"]["rows"]) == (fold, int((folds_of(ids) == fold).sum()))
+        states.append(load_file(out / "reference.safetensors"))
+        with pytest.raises(InvalidWeightsError, match=f"trained on fold {fold} of the data, and it is pushed with"):
+            run.push_reference(states[fold], fold=1 - fold, card=out / "card.json")
+        run.push_reference(states[fold], fold=fold, card=out / "card.json")
+
+    found = run.score(examples, example_id=ids).reference_losses
+    assert found is not None
+    unseen = [digits.losses(state, examples) for state in states[::-1]]
+    expected = [unseen[fold][row] for row, fold in enumerate(folds_of(ids))]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert found.tolist() != pytest.approx(digits.losses(states[0], examples), rel=1e-4, abs=1e-5)

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from preceptor.errors import UnsendableSuperBatchError
+
 EXAMPLE_ID = "example_id"
 """Name of the optional last column that says which example of the data set a row is."""
 
@@ -47,18 +49,20 @@ def encode(batch: Mapping[str, Any], example_id: Any = None) -> EncodedBatch:
 
     Raises:
         TypeError: a value is no array or tensor, or its element type has no Arrow counterpart.
-        ValueError: no columns, a scalar, an empty dimension, or columns that differ in rows.
+        UnsendableSuperBatchError: no columns, a scalar, an empty dimension, or columns that differ in rows.
     """
     if EXAMPLE_ID in batch:
-        raise ValueError(f"the batch has a column {EXAMPLE_ID!r}; pass it as the argument example_id instead")
+        raise UnsendableSuperBatchError(
+            f"the batch has a column {EXAMPLE_ID!r}; pass it as the argument example_id instead"
+        )
     if not batch:
-        raise ValueError("the batch has no columns; give at least one name → array")
+        raise UnsendableSuperBatchError("the batch has no columns; give at least one name → array")
     columns = {name: _column(name, _array(name, value)) for name, value in batch.items()}
     if example_id is not None:
         columns[EXAMPLE_ID] = _example_ids(example_id)
     rows = {name: len(column) for name, column in columns.items()}
     if len(set(rows.values())) > 1:
-        raise ValueError(f"columns differ in rows: {rows}; each must have one row per candidate")
+        raise UnsendableSuperBatchError(f"columns differ in rows: {rows}; each must have one row per candidate")
     body = _ipc_stream(pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)))
     return EncodedBatch(body, next(iter(rows.values())), digest(body))
 
@@ -88,9 +92,11 @@ def _array(name: str, value: Any) -> NDArray[Any]:
 
 def _column(name: str, array: NDArray[Any]) -> Any:
     if array.ndim == 0:
-        raise ValueError(f"column {name!r} is a scalar; it needs one row per candidate: shape [B] or [B, ...]")
+        raise UnsendableSuperBatchError(
+            f"column {name!r} is a scalar; it needs one row per candidate: shape [B] or [B, ...]"
+        )
     if 0 in array.shape[1:]:
-        raise ValueError(f"column {name!r} has shape {array.shape}; a dimension of one example is empty")
+        raise UnsendableSuperBatchError(f"column {name!r} has shape {array.shape}; a dimension of one example is empty")
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise TypeError(f"column {name!r} has element type {array.dtype}; it can be {_SENDABLE}")
     native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -109,7 +115,7 @@ def _example_ids(example_id: Any) -> Any:
         example_id = np.asarray(example_id)
     array = _array(EXAMPLE_ID, example_id)
     if array.ndim != 1:
-        raise ValueError(f"example_id has shape {array.shape}; give one per candidate: [B]")
+        raise UnsendableSuperBatchError(f"example_id has shape {array.shape}; give one per candidate: [B]")
     if array.dtype.kind == "U" or (array.dtype.kind == "O" and all(isinstance(item, str) for item in array)):
         return pa.array(array.tolist(), type=pa.string())
     if not np.can_cast(array.dtype, np.int64) or array.dtype.kind == "b":

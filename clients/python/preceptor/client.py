@@ -313,7 +313,8 @@ class Run:
             timeout_s: from here to the answer, reconnects included; default: the client's.
 
         Raises:
-            TypeError, ValueError: the batch cannot be encoded, or the same (step, rank) is pending.
+            TypeError, UnsendableSuperBatchError: the batch cannot be encoded; the latter is a `ValueError`, too.
+            ValueError: the same (step, rank) is pending.
             DeadlineExceededError, UnavailableError: the window stayed full, or no gateway was reached, in `timeout_s`.
             ClosedError: the client is closed, or the run was deleted; `create_run` or `get_run` gives a new handle.
             RuntimeError: used in a fork of the process that opened the client.
@@ -371,7 +372,7 @@ class Run:
             timeout_s: default: the client's.
 
         Raises:
-            TypeError, ValueError: the batch cannot be encoded.
+            TypeError, UnsendableSuperBatchError: the batch cannot be encoded.
             InvalidSuperBatchError: the columns do not fit the run, an id comes twice, or there are too many candidates.
             BankOffError: the run has no memory bank.
             StepExistsError: the same (step, rank) was used for other candidates.

@@ -41,6 +41,12 @@ class InvalidSuperBatchError(InvalidArgumentError):
     reason = "SUPER_BATCH_INVALID"
 
 
+class UnsendableSuperBatchError(InvalidSuperBatchError, ValueError):
+    """A super-batch that cannot even be sent: no columns, columns of unequal rows, a scalar, ids of another shape."""
+
+    reason = "SUPER_BATCH_UNSENDABLE"
+
+
 class InvalidWeightsError(InvalidArgumentError):
     """Weights are truncated, have a wrong checksum, or do not fit the run's architecture."""
 

@@ -20,7 +20,7 @@ from preceptor_service.reference.errors import JobError
 
 if TYPE_CHECKING:
     from preceptor_service.models import ArchitectureRegistry
-    from preceptor_service.reference.dataset import Dataset
+    from preceptor_service.reference.dataset import Dataset, Fold
     from preceptor_service.reference.train_job import Model, Watcher
     from preceptor_service.reference.training import Training
 
@@ -39,6 +39,10 @@ def train_reference(
     column: Annotated[
         list[str] | None, typer.Option(help="Where a column is named otherwise: label=fine_label; may be repeated.")
     ] = None,
+    fold: Annotated[
+        int | None, typer.Option(help="Train on half of the data, 0 or 1, for a run with cross_reference.")
+    ] = None,
+    id_column: Annotated[str, typer.Option(help="Column of the example ids that say which half.")] = "example_id",
     task: Annotated[str, typer.Option(help="classification, image_text or causal_lm.")] = "classification",
     model: Annotated[str, typer.Option(help="Architecture, as a run names it.")] = _DEMO_MODEL,
     model_config: Annotated[str, typer.Option(help="Its settings, as JSON.")] = "{}",
@@ -71,12 +75,13 @@ def train_reference(
                 _set_threads(threads)
                 registry = ArchitectureRegistry(load_config(config).architectures)
                 settings = json_settings(model_config)
+                half = _fold(fold, id_column, demo)
                 if demo is not None:
                     given, found = _demo(demo, seed, data, column)
                     settings = {**given, **settings}
                 wanted = train_job.Model(task, model, settings, contrast)
                 if demo is None:
-                    found = _read(wanted, registry, data, column, max_gib)
+                    found = _read(wanted, registry, data, column, max_gib, half)
                 else:
                     found = _checked(wanted, registry, found)
             if stopping.is_set():
@@ -92,6 +97,7 @@ def train_reference(
                     checkpoint_interval,
                     stopping.is_set,
                     watch,
+                    fold,
                 )
     except (JobError, ConfigError, PreceptorError, ValueError) as error:
         raise failed(str(error)) from error
@@ -128,7 +134,12 @@ def _bar() -> Iterator[Watcher]:
 
 
 def _read(
-    model: Model, registry: ArchitectureRegistry, data: list[Path] | None, column: list[str] | None, max_gib: float
+    model: Model,
+    registry: ArchitectureRegistry,
+    data: list[Path] | None,
+    column: list[str] | None,
+    max_gib: float,
+    fold: Fold | None,
 ) -> Dataset:
     from preceptor_service.reference.dataset import read_dataset
     from preceptor_service.reference.train_job import columns_of
@@ -137,7 +148,19 @@ def _read(
         raise JobError("there is no data; give --data PATH, or --demo digits")
     columns = columns_of(model, registry)
     names = renamed(column, [wanted.name for wanted in columns])
-    return read_dataset(data, columns, names, int(max_gib * _GIB))
+    return read_dataset(data, columns, names, int(max_gib * _GIB), fold)
+
+
+def _fold(number: int | None, id_column: str, demo: str | None) -> Fold | None:
+    from preceptor_service.reference.dataset import Fold
+
+    if number is None:
+        return None
+    if number not in (0, 1):
+        raise JobError(f"--fold is {number}; it is 0 or 1")
+    if demo is not None:
+        raise JobError(f"--fold is {number}, and the demo has no example ids that say which half is which; give --data")
+    return Fold(number, id_column)
 
 
 def _demo(name: str, seed: int, data: list[Path] | None, column: list[str] | None) -> tuple[dict[str, Any], Dataset]:

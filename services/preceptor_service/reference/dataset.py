@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from preceptor.errors import InvalidSuperBatchError
+from preceptor.folds import folds_of
 from preceptor_service.columns import ColumnSpec
 from preceptor_service.reference.errors import JobError
 
@@ -30,10 +31,23 @@ _SHOWN_COLUMNS = 16
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples in memory: name → array `[rows, *shape]`, checked against the columns that a task reads."""
+    """Examples in memory: name → array `[rows, *shape]`, checked against the columns that a task reads.
+
+    `origins` say which rows of which files they were, in their order; nothing where they came from none.
+    """
 
     columns: Mapping[str, NDArray[Any]]
     rows: int
+    origins: Sequence[tuple[Path, NDArray[np.int64]]] = ()
+
+    def place(self, row: int) -> str:
+        """Returns where a row came from, for errors."""
+        left = row
+        for path, rows in self.origins:
+            if left < len(rows):
+                return f"row {rows[left]} of {path}"
+            left -= len(rows)
+        return f"row {row}"
 
     def take(self, positions: NDArray[np.int64]) -> Dataset:
         """Returns those at `positions`, in that order."""
@@ -48,8 +62,19 @@ class Dataset:
         return f"sha256:{sha256.hexdigest()}"
 
 
+class Fold(NamedTuple):
+    """One half of the data, as the service splits it: 0 or 1, and the column of the ids that say so."""
+
+    number: int
+    id_column: str
+
+
 def read_dataset(
-    paths: Sequence[Path], columns: Sequence[ColumnSpec], names: Mapping[str, str], max_bytes: int
+    paths: Sequence[Path],
+    columns: Sequence[ColumnSpec],
+    names: Mapping[str, str],
+    max_bytes: int,
+    fold: Fold | None = None,
 ) -> Dataset:
     """Returns what files hold of `columns`, all of it in memory.
 
@@ -58,34 +83,50 @@ def read_dataset(
         columns: what the task reads.
         names: column of `columns` → its name in the files, where it is another one.
         max_bytes: bound on the columns in memory.
+        fold: the rows that are kept, by `preceptor.folds`; None: all. The others are checked, too.
 
     Raises:
         JobError: no such file, no rows, a column is missing, of another type or shape, empty in places, out of
-            range or not finite, or there is more than `max_bytes`.
+            range or not finite, or there is more than `max_bytes`. Rows are named as they lie in their file.
     """
     wanted = [names.get(column.name, column.name) for column in columns]
     pieces: dict[str, list[NDArray[Any]]] = {column.name: [] for column in columns}
-    rows, total_bytes = 0, 0
+    origins: list[tuple[Path, NDArray[np.int64]]] = []
+    rows, total_bytes, offered = 0, 0, 0
     for path in files_of(paths, PARQUET_SUFFIXES | ARROW_SUFFIXES):
-        for table in tables(path, wanted):
-            for column, name in zip(columns, wanted, strict=True):
-                values = column_values(table.column(name), column, f"{path}: column {name!r}", rows)
-                pieces[column.name].append(values)
+        first_row = 0
+        for table in tables(path, wanted if fold is None else [*wanted, fold.id_column]):
+            kept = np.arange(first_row, first_row + table.num_rows)
+            arrays = {
+                column.name: column_values(table.column(name), column, f"{path}: column {name!r}", first_row)
+                for column, name in zip(columns, wanted, strict=True)
+            }
+            examples = checked(arrays, columns, first_row, f"{path}: ")
+            if fold is not None:
+                ids = example_ids(table.column(fold.id_column), f"{path}: column {fold.id_column!r}", first_row)
+                of_fold = np.flatnonzero(folds_of(ids.to_pylist()) == fold.number)
+                examples, kept = examples.take(of_fold), kept[of_fold]
+            for name, values in examples.columns.items():
+                pieces[name].append(values)
                 total_bytes += values.nbytes
-            rows += table.num_rows
+            origins.append((path, kept))
+            rows, offered, first_row = rows + len(kept), offered + table.num_rows, first_row + table.num_rows
             if total_bytes > max_bytes:
                 raise JobError(
                     f"the data has more than {max_bytes:,} bytes, all held in memory: the first {rows:,} rows have "
                     f"{total_bytes:,}; give fewer rows or raise --max-gib"
                 )
+    if fold is not None and offered and not rows:
+        raise JobError(f"none of the {offered:,} rows is of fold {fold.number}; give more, or the other fold")
     if rows == 0:
         raise JobError(f"the data has 0 rows; give at least 1 in {', '.join(map(str, paths))}")
-    joined = {column.name: np.concatenate(pieces.pop(column.name)) for column in columns}
-    return checked(joined, columns)
+    return Dataset({column.name: np.concatenate(pieces.pop(column.name)) for column in columns}, rows, origins)
 
 
-def checked(arrays: Mapping[str, NDArray[Any]], columns: Sequence[ColumnSpec], first_row: int = 0) -> Dataset:
-    """Returns arrays as a data set, their values checked; `first_row` is where they begin, for errors.
+def checked(
+    arrays: Mapping[str, NDArray[Any]], columns: Sequence[ColumnSpec], first_row: int = 0, where: str = ""
+) -> Dataset:
+    """Returns arrays as a data set, their values checked; `where` and `first_row` is where they begin, for errors.
 
     Raises:
         JobError: a value is out of range or not finite.
@@ -94,7 +135,7 @@ def checked(arrays: Mapping[str, NDArray[Any]], columns: Sequence[ColumnSpec], f
         for column in columns:
             column.check_values(arrays[column.name], first_row)
     except InvalidSuperBatchError as error:
-        raise JobError(str(error)) from error
+        raise JobError(f"{where}{error}") from error
     return Dataset(arrays, len(arrays[columns[0].name]))
 
 

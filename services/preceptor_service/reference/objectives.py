@@ -87,7 +87,9 @@ def refuse_examples_without_loss(task: str, data: Dataset) -> None:
         if task == "image_text":
             remedy = "an image needs a caption of at least one token"
         count, first = int((~with_loss).sum()), int(with_loss.argmin())
-        raise JobError(f"{count} of {data.rows} rows have no loss, the first is row {first}; {remedy}: leave them out")
+        raise JobError(
+            f"{count} of {data.rows} rows have no loss, the first is {data.place(first)}; {remedy}: leave them out"
+        )
 
 
 def _labels(module: nn.Module, features: Features) -> tuple[int, int]:

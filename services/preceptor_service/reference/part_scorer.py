@@ -167,7 +167,7 @@ class PartScorer:
                 column.name: column_values(table.column(name), column, f"{where}{name!r}", row)
                 for column, name in zip(self._columns, self._layout.wanted(self._columns), strict=False)
             }
-            examples = checked(arrays, self._columns, row)
+            examples = checked(arrays, self._columns, row, f"{part.path}: ")
             ids.append(example_ids(table.column(self._layout.id_column), f"{where}{self._layout.id_column!r}", row))
             rows = SuperBatch(examples.columns, examples.rows)
             (micro_batch,) = rows.micro_batches(self._rows)

@@ -60,6 +60,7 @@ def train_reference(
     checkpoint_interval_s: float,
     is_stopped: Callable[[], bool],
     watch: Watcher,
+    fold: int | None = None,
 ) -> dict[str, Any] | None:
     """Trains a reference into `directory`, from the last checkpoint there if there is one, and returns its card.
 
@@ -76,6 +77,7 @@ def train_reference(
         checkpoint_interval_s: time between two checkpoints; what a kill costs.
         is_stopped: asked after every update; True writes a checkpoint and leaves.
         watch: told how it goes.
+        fold: the half of the data that `data` is, for the card; None where it is no half.
 
     Returns:
         the card; None where it was stopped.
@@ -88,7 +90,8 @@ def train_reference(
     columns = columns_of(model, registry)
     refuse_examples_without_loss(model.task, data)
     place = _device(device)
-    identity = _identity(model, recipe, data, place)
+    of_fold = {} if fold is None else {"fold": fold}
+    identity = _identity(model, recipe, data, place) | of_fold
     with Output(directory, identity) as output:
         card = output.card()
         if card is not None:
@@ -112,7 +115,7 @@ def train_reference(
                 "model_config": dict(model.config),
                 "preprocessing": preprocessing_of(module, columns),
                 "parameters": sum(parameter.numel() for parameter in module.parameters()),
-                "data": {"digest": identity["data"], "rows": data.rows, "trained_on": train.rows},
+                "data": {"digest": identity["data"], "rows": data.rows, "trained_on": train.rows} | of_fold,
                 "training": {**asdict(recipe), "updates": training.updates, "device": place.type}
                 | _training_flops(flops, training, recipe, train),
                 "hold_out": _hold_out(training, objective, hold_out),
