@@ -199,6 +199,8 @@ _CAPTION_LEARNABILITY = replace(
     LEARNABILITY, temperature=0.05, online=_dual_encoder(8), reference=replace(CLEAN_REFERENCE, model=_dual_encoder(8))
 )
 
+_LONG_CAPTION_REFERENCE = replace(_CAPTION_LEARNABILITY, reference=replace(_LONG_REFERENCE, model=_dual_encoder(8)))
+
 EXPERIMENTS: Mapping[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -324,7 +326,11 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             "trial-captions-sigmoid-longer",
             "The sigmoid loss, trained for twice as long.",
             _captions("sigmoid", updates=2_000),
-            {UNIFORM: None, "learnability": _CAPTION_LEARNABILITY},
+            {
+                UNIFORM: None,
+                "learnability": _CAPTION_LEARNABILITY,
+                "reference trained for 2,000": _LONG_CAPTION_REFERENCE,
+            },
             "zero_shot_accuracy",
         ),
         *(
