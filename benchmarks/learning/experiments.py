@@ -353,11 +353,21 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 f"captions-{contrast}",
                 f"Half of the captions are another scene's; a dual encoder with the {contrast} loss.",
                 _captions(contrast, updates),
-                {UNIFORM: None, "learnability": _CAPTION_LEARNABILITY},
+                {UNIFORM: None, **arms},
                 quality="zero_shot_accuracy",
                 also=("recall_at_1",),
             )
-            for contrast, updates in (("softmax", 1_000), ("sigmoid", 2_000))
+            for contrast, updates, arms in (
+                ("softmax", 1_000, {"learnability": _CAPTION_LEARNABILITY}),
+                (
+                    "sigmoid",
+                    2_000,
+                    {
+                        "learnability": _CAPTION_LEARNABILITY,
+                        "reference trained for 2,000": _LONG_CAPTION_REFERENCE,
+                    },
+                ),
+            )
         ),
         Experiment(
             "noisy-labels-longer",
