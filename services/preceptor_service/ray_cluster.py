@@ -32,7 +32,7 @@ class RayCluster:
         serves: whether Serve is started too; jobs do without.
 
     Raises:
-        ConfigError: this Ray is too old to be safe, or none answers where it was said to be.
+        ConfigError: this Ray is too old to be safe or did not start, or none answers where it was said to be.
     """
 
     def __init__(self, serves: bool = True) -> None:
@@ -61,6 +61,13 @@ class RayCluster:
                 )
             except ConnectionError as error:
                 raise ConfigError(f"the Ray at RAY_ADDRESS {address!r} cannot be joined: {error}") from error
+            except Exception as error:
+                if type(error) is not Exception:  # Ray says this way that its processes did not come up in time
+                    raise
+                raise ConfigError(
+                    f"Ray did not start: {error} Is this machine busy, or short of memory? Try again, or use the pool "
+                    "in-process, which needs no Ray"
+                ) from error
             _warn_of_dashboard(connection.dashboard_url)
         if not serves:
             return

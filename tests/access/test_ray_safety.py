@@ -85,3 +85,20 @@ def test_a_ray_of_its_own_has_no_dashboard(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv(LOG_TO, "")  # no relay: this Ray is never stopped
     assert join(monkeypatch).settings["include_dashboard"] is False
+
+
+@pytest.mark.parametrize(("raised", "becomes"), [(Exception, ConfigError), (OSError, OSError)])
+def test_a_ray_that_does_not_come_up_in_time_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, raised: type[Exception], becomes: type[Exception]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv(LOG_TO, "")
+
+    def init(self: FakeRay, **_: Any) -> SimpleNamespace:
+        raise raised("The current node timed out during startup.")
+
+    monkeypatch.setattr(FakeRay, "init", init)
+    with pytest.raises(becomes, match="timed out during startup") as told:
+        join(monkeypatch)
+    assert (becomes is ConfigError) == ("use the pool in-process" in str(told.value))
