@@ -50,7 +50,7 @@ def save(title: str, quality: str, updates: int, arms: Arms, path: Path) -> None
         _label(axes, label)
     _label_quality(left, quality)
     right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    left.legend(loc="lower right", frameon=False)
+    left.legend(loc="best", frameon=False)
     _write(figure, path)
 
 
@@ -101,7 +101,7 @@ def save_sweep(
         axes.minorticks_off()
         _label(axes, axis.label)
     right.axhline(1.0, color=_INK, **_DASHED)
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, right.get_ylim()[1] * 1.2)  # room for the legend
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     right.set_ylabel("operations, of uniform's; filled: as good", color=_INK)
     _label_quality(left, quality)
