@@ -57,8 +57,9 @@ def test_the_cost_model_predicts_what_was_counted_to_a_tenth(experiment, results
     for arm in set(experiment.arms) - {UNIFORM}:
         for seed, found in zip(experiment.seeds, report.verdicts(experiment, arm, results), strict=True):
             if found.reached_at is not None:
-                costs = results.find(experiment.training(arm, found.reached_at, seed))["costs"]
-                table_flops = costs["reference_table"]["flops"] if "reference_table" in costs else 0.0
+                run = results.find(experiment.training(arm, found.reached_at, seed))
+                assert run is not None
+                table_flops = run["costs"].get("reference_table", {"flops": 0.0})["flops"]
                 uniform_flops = report.rungs(experiment, UNIFORM, seed, results)[1.0].flops
                 counted = found.flops_ratio - table_flops / uniform_flops
                 settings = experiment.training(arm, 1.0, seed)
