@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -118,7 +119,7 @@ def test_a_version_whose_weights_a_collection_set_aside_and_died_is_served_witho
 ) -> None:
     store = store_with_runs(place.open(), keep_versions=2)
     versions = [push(store, b"%d" % step, step=step) for step in range(3)]
-    reads = (store.blob_path, store.verify, lambda digest: store.require(digest))
+    reads: tuple[Callable[[str], object], ...] = (store.blob_path, store.verify, store.require)
 
     for version, read in zip(versions, reads, strict=True):
         name = hexadecimal(version)
