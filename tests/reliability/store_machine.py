@@ -54,7 +54,7 @@ class StoreMachine(RuleBasedStateMachine):
         data = _bytes(content)
         staged = self._store.stage(len(data) + (not sealed))
         staged.write(data)
-        staged._file.flush()
+        staged._file.close()  # and not `staged`, which would remove it
         self.reopen()
 
     @rule()
