@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from preceptor import SelectionClient
+from preceptor import Run, SelectionClient
 from preceptor_service.app import RunningService
 from tests.processes import pids_titled
 from tests.ray.candidates import COUNT, SETTINGS, expected, ready_run, spec, state, super_batch
@@ -29,6 +29,12 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 90) 
             return
         pause.wait(0.1)
     pytest.fail(f"{what} did not happen within {timeout_s} s")
+
+
+def wait_until_two_serve(run: Run, learner: str) -> None:
+    """Pushes until two scorers have loaded it: one that starts is a process before it serves."""
+    steps = iter(range(1, 10_000))
+    wait_until(lambda: run.push_weights(state(learner), step=next(steps)).replicas_loaded == 2, "a push to two scorers")
 
 
 def test_a_scorer_killed_in_the_middle_changes_no_answer_and_raises_nothing(
@@ -58,16 +64,17 @@ def test_a_scorer_that_hangs_costs_no_answer_and_what_it_says_later_changes_none
     settings = spec("hung", deadline_s=15)
     with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}", timeout_s=120) as client:
         run = ready_run(client, settings)
-        wait_until(lambda: len(pids_titled(SCORERS)) == 2, "two scorers")
-        run.select(super_batch(0), COUNT, step=0)
+        wait_until_two_serve(run, "learner-1")  # one that still starts would be no help
+        for step in range(64):  # as many as the gateway judges slowness by: after a crowd it would wait for longer
+            run.select(super_batch(0), COUNT, step=step)
         hung = min(pids_titled(SCORERS))
         os.kill(hung, signal.SIGSTOP)
         try:
-            selections = [run.select(super_batch(step), COUNT, step=step) for step in range(1, 25)]
+            selections = [run.select(super_batch(step), COUNT, step=step) for step in range(64, 88)]
         finally:
             os.kill(hung, signal.SIGCONT)
-        selections += [run.select(super_batch(step), COUNT, step=step) for step in range(25, 30)]
-        for step, selection in enumerate(selections, 1):
+        selections += [run.select(super_batch(step), COUNT, step=step) for step in range(88, 93)]
+        for step, selection in enumerate(selections, 64):
             assert selection.indices.tolist() == expected(settings, step)
             assert not selection.is_fallback
         assert sum(selection.timings.rescored_micro_batches for selection in selections) >= 1
@@ -79,10 +86,7 @@ def test_a_restarted_scorer_is_asked_to_load_the_next_push(two_replicas: Running
         run = ready_run(client, settings)
         wait_until(lambda: len(pids_titled(SCORERS)) == 2, "two scorers")
         os.kill(max(pids_titled(SCORERS)), signal.SIGKILL)
-        steps = iter(range(1, 10_000))
-        wait_until(
-            lambda: run.push_weights(state("learner-2"), step=next(steps)).replicas_loaded == 2, "a push to two scorers"
-        )
+        wait_until_two_serve(run, "learner-2")
         selection = run.select(super_batch(5), COUNT, step=20_000)
         assert selection.indices.tolist() == expected(settings, 20_000, learner="learner-2", super_batch_of=5)
 
