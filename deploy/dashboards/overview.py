@@ -329,6 +329,19 @@ def _throttled() -> Row:
                 ),
             ),
             graph(
+                "Super-batches refused",
+                "Per second, as soon as they were announced: scorers would not come to them in time, or "
+                "gateway.body_bytes are taken. Trainers send them again.",
+                "suffix:/s",
+                Query(f"sum by (run) (rate(preceptor_refused_super_batches_total{{{RUN}}}{RATE}))", "{{run}}"),
+            ),
+            graph(
+                "Super-batches that wait for room",
+                "For gateway.body_bytes, which the runs share; each takes at most as much as it leaves free.",
+                "short",
+                Query(f"sum by (instance) (preceptor_bodies_waiting{{{GATEWAY}}})", "{{instance}}"),
+            ),
+            graph(
                 "Select streams",
                 "Open streams of all gateways, and what gateway.max_streams allows.",
                 "short",

@@ -47,11 +47,18 @@ class GatewayConfig(_Section):
     max_streams: Positive = Field(256, description="Open Select streams per gateway.")
     max_streams_per_run: Positive = Field(64, description="Open Select streams of one run per gateway.")
     window_bytes: Positive = Field(128 * MIB, description="Unanswered bytes per Select stream.")
+    body_bytes: Positive = Field(
+        1024 * MIB,
+        description="Bodies of super-batches from their announcement to their answer, over all calls. A run takes at "
+        "most as much as it leaves free; what does not fit waits.",
+    )
     max_super_batch_bytes: Positive = Field(64 * MIB, description="Largest body of one super-batch.")
     max_super_batch_rows: Positive = Field(1_000_000, description="Largest B.")
     max_chunk_bytes: Positive = Field(1 * MIB, description="Largest piece of a body in one message.")
     in_flight_bytes: Positive = Field(
-        64 * MIB, description="Bytes of micro-batches that scorers of one gateway hold at once, over all streams."
+        64 * MIB,
+        description="Bytes of micro-batches that scorers of one gateway hold at once, over all streams; each counts as "
+        "1 MiB at least. A run that holds least is next.",
     )
     drain_s: PositiveSeconds = Field(30.0, description="Time to finish what was accepted when stopping.")
     deadline_s: PositiveSeconds = Field(20.0, description="Longest answer where a run names no deadline.")
@@ -63,6 +70,11 @@ class GatewayConfig(_Section):
             raise ValueError(
                 f"max_super_batch_bytes {self.max_super_batch_bytes} is above window_bytes {self.window_bytes}; "
                 "such a super-batch could never be sent"
+            )
+        if self.max_super_batch_bytes > self.body_bytes:
+            raise ValueError(
+                f"max_super_batch_bytes {self.max_super_batch_bytes} is above body_bytes {self.body_bytes}; "
+                "such a super-batch would shut all others out"
             )
         return self
 

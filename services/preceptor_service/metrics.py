@@ -183,6 +183,14 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
         ),
         Metric("credit_wait_seconds", "counter", "seconds", ("run",), "Time that streams had none."),
         Metric(
+            "refused_super_batches",
+            "counter",
+            "1",
+            ("run",),
+            "Super-batches refused as soon as they were announced, for want of time or room; trainers send them again.",
+        ),
+        Metric("bodies_waiting", "gauge", "1", (), "Super-batches that wait for gateway.body_bytes now."),
+        Metric(
             "throttled_calls", "counter", "1", ("limit",), "Calls refused at a limit, by the setting that names it."
         ),
         Metric("max_select_streams", "gauge", "1", (), "The bound on open Select streams, gateway.max_streams."),
@@ -337,6 +345,8 @@ class GatewayMetrics:
         self.compute_positive = self._gauge("compute_positive")
         self.credit_waits = self._counter("credit_waits")
         self.credit_wait_seconds = self._counter("credit_wait_seconds")
+        self.refused = self._counter("refused_super_batches")
+        self.bodies_waiting = self._gauge("bodies_waiting")
         self.throttled = self._counter("throttled_calls")
         self.max_streams = self._gauge("max_select_streams")
         self.fallbacks = self._counter("fallbacks")

@@ -37,6 +37,8 @@ FallbackReason = Literal["stale", "deadline", "scorers"]
 _RESCORE_WAITS_S = (0.0, 0.1, 0.3, 1.0, 1.0)
 """Pauses after each try of one micro-batch. One that kills every scorer it meets must not go on for ever."""
 _NOTHING = np.empty(0, np.float32)
+_LEAST_CHARGE_BYTES = 1024 * 1024
+"""What a small micro-batch counts as, or 1/64 of the budget: many tiny ones keep a scorer busy, too."""
 _ROWS_DRAWN_HERE = 16_384
 """Up to here a draw takes 0.2 ms, less than the way to another thread and back."""
 
@@ -147,6 +149,11 @@ class Pipeline:
         self._in_flight = in_flight
         self._hedging = hedging
         self._micro_batch_timeout_s = micro_batch_timeout_s
+        self._least_charge_bytes = min(_LEAST_CHARGE_BYTES, in_flight.limit_bytes // 64)
+
+    def expected_wait_s(self, run: ActiveRun) -> float:
+        """Returns how long scorers need for what they were already given of `run`; 0 where nobody knows."""
+        return self._in_flight.expected_wait_s(run.run_id)
 
     async def pin(self, run: ActiveRun, step: int | None, observed_version: int, deadline: float) -> Pinned:
         """Names the one learner version behind the answer to `step`, at least `observed_version`.
@@ -242,6 +249,11 @@ class Pipeline:
                 f"no fresher weights came within {run.deadline_s:g} s: the learner copy is {pinned.staleness_steps} "
                 f"steps old, max_staleness_steps is {run.spec.max_staleness_steps}; push more often or raise the bound"
             )
+        if (wait_s := self.expected_wait_s(run)) > deadline - asyncio.get_running_loop().time():
+            raise DeadlineExceededError(
+                f"{super_batch.rows} candidates would not be scored within {run.deadline_s:g} s: what this run offered "
+                f"before takes {wait_s:.1f} s; add scorers, offer fewer, or raise the run's deadline_s"
+            )
         folds = await asyncio.to_thread(super_batch.folds) if run.spec.cross_reference else None
         known = None if run.table is None else await asyncio.to_thread(_looked_up, run.table, super_batch, stages)
         try:
@@ -287,7 +299,7 @@ class Pipeline:
         """Scores one micro-batch; where its scorer is lost, hangs or is too slow, again and elsewhere."""
         for wait_s in _RESCORE_WAITS_S:
             queued = time.perf_counter()
-            async with self._in_flight.hold(micro_batch.nbytes):
+            async with self._in_flight.hold(self._charge(micro_batch), models.run_id):
                 called = time.perf_counter()
                 stages.wait_s += called - queued
                 try:
@@ -303,6 +315,9 @@ class Pipeline:
             f"{len(_RESCORE_WAITS_S)} scorers were lost with the same {micro_batch.row_count} candidates; look for a "
             "scorer that is out of memory"
         )
+
+    def _charge(self, micro_batch: MicroBatch) -> int:
+        return max(micro_batch.nbytes, self._least_charge_bytes)
 
 
 @dataclass(frozen=True)

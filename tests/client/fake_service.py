@@ -21,7 +21,7 @@ import grpc
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from preceptor.errors import REASON_METADATA_KEY
+from preceptor.errors import REASON_METADATA_KEY, RETRY_AFTER_METADATA_KEY
 from preceptor.v1 import ledger_pb2, memory_bank_pb2, run_pb2, selection_pb2, weights_pb2
 from preceptor.wire import methods
 
@@ -35,6 +35,7 @@ class Abort:
     code: str
     reason: str | None = None
     details: str = "the test said so"
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,16 @@ class Stream:
         failure = selection_pb2.Failure(
             step=received.header.step, rank=received.header.rank, code=code, reason=reason, message=message
         )
+        self.give_credit(len(received.body))
+        self.outbox.put(selection_pb2.SelectResponse(failure=failure))
+
+    def refuse(self, received: Received, retry_after_s: float) -> None:
+        """Has no place for one super-batch, and gives the credit back."""
+        header = received.header
+        failure = selection_pb2.Failure(
+            step=header.step, rank=header.rank, code="RESOURCE_EXHAUSTED", reason="OVERLOADED", message="no place"
+        )
+        failure.retry_after.FromNanoseconds(round(retry_after_s * 1e9))
         self.give_credit(len(received.body))
         self.outbox.put(selection_pb2.SelectResponse(failure=failure))
 
@@ -410,6 +421,8 @@ class FakeService:
 
 def abort_with(context: grpc.ServicerContext, abort: Abort) -> None:
     """Ends a call as the real gateway does: status code, details, and the reason in the trailing metadata."""
-    if abort.reason is not None:
-        context.set_trailing_metadata(((REASON_METADATA_KEY, abort.reason),))
+    trailing = [] if abort.reason is None else [(REASON_METADATA_KEY, abort.reason)]
+    if abort.retry_after_s is not None:
+        trailing.append((RETRY_AFTER_METADATA_KEY, str(round(1000 * abort.retry_after_s))))
+    context.set_trailing_metadata(tuple(trailing))
     context.abort(grpc.StatusCode[abort.code], abort.details)

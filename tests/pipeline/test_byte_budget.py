@@ -84,3 +84,98 @@ def test_a_cancelled_waiter_frees_its_place() -> None:
         assert budget.held_bytes == 0
 
     asyncio.run(scenario())
+
+
+def test_whoever_holds_least_is_next() -> None:
+    async def scenario() -> None:
+        budget, order = ByteBudget(2), list[str]()
+
+        async def work(holder: str) -> None:
+            async with budget.hold(1, holder):
+                order.append(holder)
+                await _settle()
+
+        greedy = [asyncio.create_task(work("greedy")) for _ in range(100)]
+        await asyncio.sleep(0)
+        modest = [asyncio.create_task(work("modest")) for _ in range(3)]
+        await asyncio.gather(*greedy, *modest)
+        assert [position for position, holder in enumerate(order) if holder == "modest"][-1] < 10
+
+    asyncio.run(scenario())
+
+
+def test_a_holder_leaves_as_much_room_as_it_takes() -> None:
+    async def scenario() -> None:
+        budget = ByteBudget(12, leaves_room=True)
+        await budget.take(6, "a")
+        assert not budget.has_room(1, "a")
+        waiting = asyncio.create_task(budget.take(1, "a"))
+        await _settle()
+        async with asyncio.timeout(5):
+            await budget.take(3, "b")  # past "a", which waits for its own share
+        assert not budget.has_room(1, "b")
+        assert not waiting.done()
+        async with asyncio.timeout(5):
+            await budget.take(3, "c")  # the first of a holder may fill it
+        assert budget.held_bytes == 12
+        budget.release(6, "a")
+        await waiting
+        assert budget.held_bytes == 7
+
+    asyncio.run(scenario())
+
+
+def test_what_is_large_is_not_overtaken_for_ever() -> None:
+    async def scenario() -> None:
+        budget = ByteBudget(10)
+        await budget.take(6, "small")
+        large = asyncio.create_task(budget.take(10, "large"))
+        await _settle()
+        late = asyncio.create_task(budget.take(1, "small"))
+        await _settle()
+        assert not late.done()
+        budget.release(6, "small")
+        await large
+        assert not late.done()
+        budget.release(10, "large")
+        await late
+
+    asyncio.run(scenario())
+
+
+def test_the_wait_is_told_from_how_fast_a_holder_was_served() -> None:
+    now = 0.0
+
+    async def scenario() -> None:
+        nonlocal now
+        budget = ByteBudget(100, clock=lambda: now)
+        await budget.take(80, "busy")
+        assert budget.expected_wait_s("busy") == 0.0  # nobody knows yet
+        now = 1.0
+        budget.release(20, "busy")
+        assert budget.expected_wait_s("busy") == 3.0  # 60 bytes at 20 per second
+        waiting = asyncio.create_task(budget.take(60, "busy"))
+        await _settle()
+        assert budget.expected_wait_s("busy") == 6.0
+        assert budget.expected_wait_s("newcomer") == 0.0
+        now = 3.0
+        assert budget.expected_wait_s("busy") == 12.0  # nothing came in a half-life
+        budget.release(60, "busy")
+        await waiting
+
+    asyncio.run(scenario())
+
+
+def test_a_rate_is_forgotten_once_nothing_is_held() -> None:
+    now = 0.0
+
+    async def scenario() -> None:
+        nonlocal now
+        budget = ByteBudget(100, clock=lambda: now)
+        await budget.take(10, "slow")
+        now = 10.0
+        budget.release(10, "slow")
+        await budget.take(50, "slow")
+        assert budget.expected_wait_s("slow") == 0.0
+
+    asyncio.run(scenario())

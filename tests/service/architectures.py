@@ -72,6 +72,27 @@ def gated(*, gate: str) -> nn.Module:
     return GatedLinear(gate)
 
 
+class Paced(nn.Module):
+    """A linear classifier of two numbers whose forward pass takes `pace_s`: a scorer of known speed."""
+
+    def __init__(self, pace_s: float) -> None:
+        super().__init__()
+        self.input_columns = (ColumnSpec("image", "float", (2,)),)
+        self.num_classes = 4
+        self.pace_s = pace_s
+        self.head = nn.Linear(2, 4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if image.device.type != "meta":
+            threading.Event().wait(self.pace_s)
+        logits: torch.Tensor = self.head(image)
+        return logits
+
+
+def paced(*, pace_s: float) -> nn.Module:
+    return Paced(pace_s)
+
+
 class Failing(GatedLinear):
     """Fails in its forward pass, the way somebody's code may."""
 

@@ -49,6 +49,7 @@ def config(store: Path, **sections: Any) -> ServiceConfig:
         "architectures": {
             "gated": "tests.service.architectures:gated",
             "failing": "tests.service.architectures:failing",
+            "paced": "tests.service.architectures:paced",
         },
         "rules": {name: f"tests.service.methods:{name}" for name in ("closest_losses", "hard_and_steep", "moody")},
         "selectors": {"first_of_the_best": "tests.service.methods:first_of_the_best"},

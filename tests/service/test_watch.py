@@ -51,7 +51,7 @@ def metrics() -> GatewayMetrics:
 async def watching(watched: Watched, metrics: GatewayMetrics) -> AsyncIterator[None]:
     """Watches until the end, and lets what hangs go on then."""
     pool, store = cast(ScorerPool, watched), cast(WeightStore, watched)
-    gateway = GatewayWatch(ServiceConfig(), pool, store, ByteBudget(1), metrics)
+    gateway = GatewayWatch(ServiceConfig(), pool, store, ByteBudget(1), ByteBudget(1), metrics)
     gateway.start()
     try:
         yield

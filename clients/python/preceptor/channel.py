@@ -20,8 +20,10 @@ from google.protobuf.message import Message
 
 from preceptor.errors import (
     REASON_METADATA_KEY,
+    RETRY_AFTER_METADATA_KEY,
     ClosedError,
     DeadlineExceededError,
+    OverloadedError,
     PreceptorError,
     UnauthenticatedError,
     UnavailableError,
@@ -97,6 +99,11 @@ class RpcFailure:
     error: PreceptorError
     is_transport: bool
 
+    @property
+    def retry_after_s(self) -> float | None:
+        """How long the gateway asks to be left alone before the same is tried again; None where it does not say."""
+        return self.error.retry_after_s if isinstance(self.error, OverloadedError) else None
+
 
 def rpc_failure(raised: grpc.RpcError, what: str) -> RpcFailure:
     """Returns what `raised` means: code, reason from the trailing metadata, and details.
@@ -109,16 +116,17 @@ def rpc_failure(raised: grpc.RpcError, what: str) -> RpcFailure:
     status = raised.code() if isinstance(raised, grpc.Call) else None
     code = status.name if status is not None else "UNKNOWN"
     details = (raised.details() if isinstance(raised, grpc.Call) else str(raised)) or code
-    reason = _reason(raised)
+    reason, retry_after_ms = _trailing(raised, REASON_METADATA_KEY), _trailing(raised, RETRY_AFTER_METADATA_KEY)
     message = details if reason is not None else f"{what}: {details}"
     is_transport = code == "UNAVAILABLE" or (reason is None and code in _TRANSPORT_CODES)
-    return RpcFailure(error_from(code, reason, message), is_transport)
+    retry_after_s = int(retry_after_ms) / 1000 if retry_after_ms is not None and retry_after_ms.isdecimal() else None
+    return RpcFailure(error_from(code, reason, message, retry_after_s), is_transport)
 
 
-def _reason(raised: grpc.RpcError) -> str | None:
+def _trailing(raised: grpc.RpcError, wanted: str) -> str | None:
     metadata = (raised.trailing_metadata() or ()) if isinstance(raised, grpc.Call) else ()
     for key, value in metadata:
-        if key == REASON_METADATA_KEY:
+        if key == wanted:
             return str(value)
     return None
 
@@ -127,6 +135,11 @@ def backoff_s(failures: int) -> float:
     """Returns how long to wait after so many failures in a row (1 or more): 0.05 s doubled up to 2 s, with jitter."""
     longest_s = min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 10))
     return longest_s * random.uniform(0.5, 1.0)
+
+
+def retry_s(retry_after_s: float) -> float:
+    """Returns how long to wait where a gateway asked for `retry_after_s`: that, and up to as much again."""
+    return retry_after_s * random.uniform(1.0, 2.0)
 
 
 class Connection:

@@ -12,6 +12,9 @@ from typing import ClassVar
 REASON_METADATA_KEY = "preceptor-reason"
 """Trailing metadata key that carries `PreceptorError.reason` beside the status code."""
 
+RETRY_AFTER_METADATA_KEY = "preceptor-retry-after-ms"
+"""Trailing metadata key that carries `OverloadedError.retry_after_s`, in whole milliseconds."""
+
 
 class PreceptorError(Exception):
     """Root of every error that the client raises for something the service or the network said."""
@@ -207,13 +210,15 @@ class OverloadedError(ResourceExhaustedError):
 
     Attributes:
         limit: inside the service the setting that was reached, e.g. `"gateway.max_streams"`; for a trainer None.
+        retry_after_s: how long to wait before trying again; None where trying again alone does not help.
     """
 
     reason = "OVERLOADED"
 
-    def __init__(self, message: str, limit: str | None = None) -> None:
+    def __init__(self, message: str, limit: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.limit = limit
+        self.retry_after_s = retry_after_s
 
 
 class DiskFullError(ResourceExhaustedError):
@@ -291,14 +296,18 @@ _BY_REASON = {error.reason: error for error in _tree(PreceptorError)}
 _BY_CODE = {error.code: error for error in reversed(_tree(PreceptorError))}
 
 
-def error_from(code: str, reason: str | None, message: str) -> PreceptorError:
+def error_from(code: str, reason: str | None, message: str, retry_after_s: float | None = None) -> PreceptorError:
     """Returns the error of a status: by `reason` where it is known, else by canonical `code`.
 
     Args:
         code: canonical status code name, e.g. `"NOT_FOUND"`.
         reason: value of `REASON_METADATA_KEY`, or None where the peer sent none.
         message: what the peer said.
+        retry_after_s: when the peer said that it makes sense to try again, in seconds from now.
     """
     by_code = _BY_CODE.get(code, PreceptorError)
     error = _BY_REASON.get(reason or "", by_code)
-    return (error if error.code == code else by_code)(message)
+    found = (error if error.code == code else by_code)(message)
+    if isinstance(found, OverloadedError):
+        found.retry_after_s = retry_after_s
+    return found

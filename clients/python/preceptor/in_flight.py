@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from preceptor.answers import Selection
 from preceptor.batches import EncodedBatch
 from preceptor.channel import RpcFailure
-from preceptor.errors import PreceptorError
+from preceptor.errors import OverloadedError, PreceptorError
 from preceptor.v1 import selection_pb2
 
 
@@ -37,6 +37,7 @@ class Offer:
     timeout_s: float
     deadline: float
     traceparent: str | None = None
+    refusal: OverloadedError | None = None  # the last one; the next try is not its first
     future: Future[Selection] = field(default_factory=Future)
 
     @property

@@ -22,13 +22,14 @@ import grpc
 
 from preceptor.answers import Selection
 from preceptor.batches import EncodedBatch
-from preceptor.channel import Connection, RpcFailure, backoff_s, rpc_failure
+from preceptor.channel import Connection, RpcFailure, backoff_s, retry_s, rpc_failure
 from preceptor.decoding import selection_from_proto
 from preceptor.errors import (
     ClosedError,
     DeadlineExceededError,
     GatewayDrainingError,
     InternalError,
+    OverloadedError,
     PreceptorError,
     TooLargeError,
     UnauthenticatedError,
@@ -36,6 +37,8 @@ from preceptor.errors import (
     error_from,
 )
 from preceptor.in_flight import Attempt, Offer, Settlements, StepKey
+from preceptor.retry_budget import RetryBudget
+from preceptor.runs import seconds
 from preceptor.v1 import selection_pb2
 from preceptor.wire import with_chunk
 
@@ -76,6 +79,8 @@ class SelectStream:
         self._attempt: Attempt | None = None
         self._breaks = 0
         self._open_at = 0.0
+        self._send_at = 0.0
+        self._retries = RetryBudget()
         self._last_failure: RpcFailure | None = None
         self._observed_learner_version: int | None = None
         self._next_steps: dict[int, int] = {}
@@ -128,6 +133,7 @@ class SelectStream:
         Raises:
             ValueError: the same (step, rank) is pending.
             DeadlineExceededError: the window stayed full for `timeout_s`.
+            OverloadedError: the gateway refused it, or the stream, for `timeout_s`.
             UnavailableError: no gateway was reached in `timeout_s`.
             ClosedError: the client is closed, or the run was deleted.
             RuntimeError: called in a fork of the process that opened the client.
@@ -233,12 +239,20 @@ class SelectStream:
 
     def _too_late(self, offer: Offer) -> PreceptorError:
         asked = f"{offer.key} of run {self._run_id!r}"
-        if self._attempt is not None and self._attempt.opened is not None and not self._attempt.is_over:
+        is_open = self._attempt is not None and self._attempt.opened is not None and not self._attempt.is_over
+        last = None if is_open or self._last_failure is None else self._last_failure.error
+        refusal = last if isinstance(last, OverloadedError) else offer.refusal
+        if refusal is not None:
+            return OverloadedError(
+                f"{asked} found no place within {offer.timeout_s:g} s; last: {refusal}",
+                retry_after_s=refusal.retry_after_s,
+            )
+        if is_open:
             return DeadlineExceededError(
                 f"no selection for {asked} within {offer.timeout_s:g} s; raise timeout_s, offer fewer candidates, or "
                 "give the run a deadline_s with on_deadline='uniform'"
             )
-        why = self._last_failure.error if self._last_failure is not None else "it did not open the stream"
+        why = "it did not open the stream" if last is None else last
         return UnavailableError(
             f"no gateway at {self._connection.target} took {asked} within {offer.timeout_s:g} s; last: {why}"
         )
@@ -293,9 +307,10 @@ class SelectStream:
         self._last_failure = attempt.failure
         # What ended a stream that held nothing of ours cannot be about what came since.
         ended_idle = attempt.opened is not None and not attempt.sent
-        if attempt.failure.is_transport or ended_idle:
+        retry_after_s = attempt.failure.retry_after_s
+        if attempt.failure.is_transport or ended_idle or retry_after_s is not None:
             self._breaks += 1
-            self._open_at = now + backoff_s(self._breaks)
+            self._open_at = now + max(backoff_s(self._breaks), retry_s(retry_after_s or 0.0))
             _log.info("select stream of run %s broke: %s", self._run_id, attempt.failure.error)
             self._unsent = dict(self._pending)
             self._unsent_bytes = sum(offer.body_bytes for offer in self._unsent.values())
@@ -365,8 +380,8 @@ class SelectStream:
 
     def _wait_for_offer(self, attempt: Attempt, settlements: Settlements) -> Offer | None:
         while not attempt.is_over:
-            if attempt.opened is not None and self._unsent:
-                offer = next(iter(self._unsent.values()))
+            now = time.monotonic()
+            if attempt.opened is not None and (offer := self._next_unsent(now)) is not None:
                 body_bytes = offer.body_bytes
                 if body_bytes > attempt.largest_body():
                     self._forget(offer)
@@ -374,13 +389,33 @@ class SelectStream:
                     settlements.add(offer, _too_large(offer, attempt.largest_body()))
                     return None
                 if attempt.chunk_bytes(body_bytes, 0):
+                    if offer.refusal is None:
+                        self._retries.earn()
+                    else:
+                        self._retries.spend(now)
                     del self._unsent[offer.key]
                     self._unsent_bytes -= body_bytes
                     attempt.sent[offer.key] = offer
                     self._changed.notify_all()
                     return offer
-            self._changed.wait(_WAIT_S)
+            self._changed.wait(self._next_send_s(now))
         return None
+
+    def _next_unsent(self, now: float) -> Offer | None:
+        """Returns the first that may be sent at `now`: what was refused waits for its turn, and for the budget."""
+        if now < self._send_at:
+            return None
+        may_retry = self._retries.ready_at(now) <= now
+        return next((offer for offer in self._unsent.values() if offer.refusal is None or may_retry), None)
+
+    def _next_send_s(self, now: float) -> float:
+        """Returns how long to wait for another to become sendable by time alone, in seconds."""
+        events = [now + _WAIT_S]
+        if self._unsent and now < self._send_at:
+            events.append(self._send_at)
+        elif any(offer.refusal is not None for offer in self._unsent.values()):
+            events.append(self._retries.ready_at(now))
+        return max(0.0, min(events) - now)
 
     def _take_credit(self, attempt: Attempt, body_bytes: int, offset: int) -> int:
         """Waits for the credit of the next chunk and returns its size; 0 when the stream is over."""
@@ -430,9 +465,12 @@ class SelectStream:
             self._take_answer(attempt, response.selection, _decoded(response.selection), settlements)
         elif kind == "failure":
             failure = response.failure
-            error = error_from(failure.code, failure.reason, failure.message)
+            retry_after_s = seconds(failure.retry_after) if failure.HasField("retry_after") else None
+            error = error_from(failure.code, failure.reason, failure.message, retry_after_s)
             if isinstance(error, GatewayDrainingError):
                 attempt.end(RpcFailure(error, is_transport=True))
+            elif isinstance(error, OverloadedError) and retry_after_s is not None:
+                self._take_refusal(attempt, failure, error, retry_after_s)
             else:
                 self._take_answer(attempt, failure, error, settlements)
 
@@ -443,6 +481,19 @@ class SelectStream:
         attempt.opened = opened
         attempt.credit_bytes = opened.window_bytes
         self._window_bytes = opened.window_bytes
+
+    def _take_refusal(
+        self, attempt: Attempt, message: selection_pb2.Failure, refusal: OverloadedError, retry_after_s: float
+    ) -> None:
+        """Keeps a super-batch that the gateway has no place for, to be sent again; until then the stream is silent."""
+        key = StepKey(message.step, message.rank)
+        self._send_at = max(self._send_at, time.monotonic() + retry_s(retry_after_s))
+        offer = attempt.sent.pop(key, None)
+        if offer is None or self._pending.get(key) is not offer:
+            return
+        offer.refusal = refusal
+        self._unsent = {key: offer, **self._unsent}
+        self._unsent_bytes += offer.body_bytes
 
     def _take_answer(
         self,

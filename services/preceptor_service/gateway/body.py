@@ -83,9 +83,10 @@ class ChunkOrder:
 
 
 class Body:
-    """One super-batch's bytes on their way in: uint8 `[total_bytes]`, filled chunk by chunk."""
+    """One super-batch's bytes on their way in: uint8 `[total_bytes]`, filled chunk by chunk; or, refused, dropped."""
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, is_kept: bool = True) -> None:
+        self._is_kept = is_kept
         self._order = ChunkOrder(total_bytes)
         self._bytes: NDArray[np.uint8] | None = None
 
@@ -98,6 +99,8 @@ class Body:
         """Puts `chunk` to its place and returns its size; raises `InvalidMessageError` as `ChunkOrder.accept`."""
         start = self._order.received_bytes
         data = np.frombuffer(self._order.accept(chunk), np.uint8)
+        if not self._is_kept:
+            return len(data)
         if len(data) == self._order.total_bytes:
             self._bytes = data
             return len(data)

@@ -11,6 +11,7 @@ from prometheus_client import start_http_server
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import ConfigError, ServiceConfig
 from preceptor_service.gateway.access import GatewayAccess
+from preceptor_service.gateway.admission import Admission
 from preceptor_service.gateway.ledger_service import LedgerService
 from preceptor_service.gateway.memory_bank_service import MemoryBankService
 from preceptor_service.gateway.recorder import Recorder
@@ -72,14 +73,15 @@ class Gateway:
         )
         hedging = Hedging(config.scorer.hedge_after_s if config.pool == "ray" else None)
         pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s, hedging)
-        uploads = Uploads(pipeline, config.gateway)
+        admission = Admission(pipeline, config.gateway)
+        uploads = Uploads(pipeline, admission, config.gateway)
         self._metrics = metrics
         self._metrics_server: WSGIServer | None = None
-        self._watch = GatewayWatch(config, pool, weight_store, in_flight, metrics)
+        self._watch = GatewayWatch(config, pool, weight_store, in_flight, admission.bodies, metrics)
         self._access = GatewayAccess(config, run_store, weight_store, metrics)
         self._server = GatewayServer(
             SelectionService(
-                runs, pipeline, uploads, config.gateway, metrics, recorder, tracing, ReportedMetrics(storage)
+                runs, pipeline, admission, uploads, config.gateway, metrics, recorder, tracing, ReportedMetrics(storage)
             ),
             WeightsService(runs, weight_store, recorder),
             LedgerService(runs, self._ledger, ledger_store),

@@ -44,7 +44,7 @@ class Recorder:
         for source in ("table", "live") if run.table is not None else ():
             metrics.reference_losses.labels(run_id, source)
         credit = (metrics.credit_waits, metrics.credit_wait_seconds)
-        for counter in (metrics.super_batches, metrics.non_finite, metrics.rescored, *credit):
+        for counter in (metrics.super_batches, metrics.refused, metrics.non_finite, metrics.rescored, *credit):
             counter.labels(run_id)
         if run.spec.control_fraction > 0:
             metrics.control_super_batches.labels(run_id)
@@ -106,6 +106,11 @@ class Recorder:
         if not run.deleted.is_set():
             run.counters.failures += 1
             self._metrics.failures.labels(run.run_id, error.code).inc()
+
+    def refused(self, run: ActiveRun) -> None:
+        """Records a super-batch that was refused as soon as it was announced, to be sent again."""
+        if not run.deleted.is_set():
+            self._metrics.refused.labels(run.run_id).inc()
 
     def pushed(self, run: ActiveRun, role: Role, spent_s: float) -> None:
         """Records weights that were committed `spent_s` after their first byte."""

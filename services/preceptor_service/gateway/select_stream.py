@@ -18,6 +18,7 @@ from preceptor.errors import (
     GatewayDrainingError,
     InvalidMessageError,
     InvalidSuperBatchError,
+    OverloadedError,
     PreceptorError,
     RunNotFoundError,
 )
@@ -25,6 +26,7 @@ from preceptor.v1 import selection_pb2
 from preceptor_service.config import GatewayConfig
 from preceptor_service.drawing import Draw
 from preceptor_service.gateway import translate
+from preceptor_service.gateway.admission import Admission, Room
 from preceptor_service.gateway.answer_cache import AnswerCache, StepKey
 from preceptor_service.gateway.body import Body, check_body_bytes, check_rows
 from preceptor_service.gateway.recorder import Recorder
@@ -41,10 +43,12 @@ _MAX_SUPER_BATCHES = 64
 
 @dataclass
 class _Arriving:
-    """A super-batch whose body is on its way in."""
+    """A super-batch whose body is on its way in; `room` is None where it was refused, and what comes is dropped."""
 
     header: selection_pb2.SuperBatchHeader
     body: Body
+    room: Room | None
+    waited_s: float
     started: float = field(default_factory=time.perf_counter)
     received: float = 0.0
 
@@ -65,6 +69,7 @@ class SelectStream:
         run: ActiveRun,
         observed_version: int,
         pipeline: Pipeline,
+        admission: Admission,
         answers: AnswerCache,
         config: GatewayConfig,
         metrics: GatewayMetrics,
@@ -74,6 +79,7 @@ class SelectStream:
         self._run = run
         self._observed_version = observed_version
         self._pipeline = pipeline
+        self._admission = admission
         self._answers = answers
         self._config = config
         self._metrics = metrics
@@ -81,6 +87,7 @@ class SelectStream:
         self._tracing = tracing
         self._pending: asyncio.Queue[_Pending | None] = asyncio.Queue(_MAX_SUPER_BATCHES)
         self._tasks: set[asyncio.Task[selection_pb2.SelectResponse]] = set()
+        self._writing = asyncio.Lock()
         self._unanswered_bytes = 0
         self._unanswered = 0
         self._starved_since: float | None = None
@@ -105,8 +112,8 @@ class SelectStream:
             max_super_batch_bytes=self._config.max_super_batch_bytes,
             max_chunk_bytes=self._config.max_chunk_bytes,
         )
-        await context.write(selection_pb2.SelectResponse(opened=limits))
-        reader = asyncio.create_task(self._read(requests))
+        await self._send(context, selection_pb2.SelectResponse(opened=limits))
+        reader = asyncio.create_task(self._read(requests, context))
         writer = asyncio.create_task(self._write(context))
         drain = asyncio.create_task(draining.wait())
         deletion = asyncio.create_task(self._run.deleted.wait())
@@ -131,26 +138,44 @@ class SelectStream:
             self._metrics.unanswered.dec(self._unanswered)
             self._recorder.closed(self._run)
 
-    async def _read(self, requests: AsyncIterator[selection_pb2.SelectRequest]) -> None:
+    async def _read(
+        self, requests: AsyncIterator[selection_pb2.SelectRequest], context: grpc.aio.ServicerContext
+    ) -> None:
         arriving: _Arriving | None = None
-        async for request in requests:
-            kind = request.WhichOneof("kind")
-            if kind == "super_batch" and arriving is None:
-                arriving = self._announced(request.super_batch)
-            elif kind == "chunk" and arriving is not None:
-                self._receive(arriving, request.chunk)
-            else:
-                raise InvalidMessageError(_out_of_order(kind))
-            if arriving.body.is_complete:
-                await self._accept(arriving)
-                arriving = None
+        try:
+            async for request in requests:
+                kind = request.WhichOneof("kind")
+                if kind == "super_batch" and arriving is None:
+                    arriving = await self._announced(request.super_batch, context)
+                elif kind == "chunk" and arriving is not None:
+                    self._receive(arriving, request.chunk)
+                else:
+                    raise InvalidMessageError(_out_of_order(kind))
+                if arriving.body.is_complete:
+                    if arriving.room is not None:
+                        await self._accept(arriving)
+                    else:
+                        await self._give_credit(context, arriving.header.body_bytes)
+                    arriving = None
+        finally:
+            if arriving is not None and arriving.room is not None:
+                arriving.room.release()
         if arriving is not None:
             raise InvalidMessageError("the stream ended inside a super-batch; send all of its chunks")
 
-    def _announced(self, header: selection_pb2.SuperBatchHeader) -> _Arriving:
+    async def _announced(self, header: selection_pb2.SuperBatchHeader, context: grpc.aio.ServicerContext) -> _Arriving:
+        """Finds room for a super-batch, or refuses it at once; meanwhile nothing more of the stream is read."""
         check_body_bytes(header.body_bytes, self._config)
         self._watch_credit(header.body_bytes)
-        return _Arriving(header, Body(header.body_bytes))
+        asked = time.perf_counter()
+        try:
+            room = await self._admission.admit(self._run, header.body_bytes)
+        except OverloadedError as error:
+            self._recorder.refused(self._run)
+            refusal = translate.failure(header.step, header.rank, error)
+            await self._send(context, selection_pb2.SelectResponse(failure=refusal))
+            return _Arriving(header, Body(header.body_bytes, is_kept=False), None, 0.0)
+        return _Arriving(header, Body(header.body_bytes), room, time.perf_counter() - asked)
 
     def _receive(self, arriving: _Arriving, chunk: selection_pb2.Chunk) -> None:
         received_bytes = arriving.body.accept(chunk)
@@ -187,7 +212,7 @@ class SelectStream:
         header = arriving.header
         self._unanswered += 1
         self._metrics.unanswered.inc()
-        deadline = asyncio.get_running_loop().time() + self._run.deadline_s
+        deadline = asyncio.get_running_loop().time() + self._run.deadline_s - arriving.waited_s
         pinned: Pinned | selection_pb2.Selection | PreceptorError
         try:
             _check_header(header, self._config)
@@ -207,6 +232,9 @@ class SelectStream:
         )
         self._tasks.add(answer)
         answer.add_done_callback(self._tasks.discard)
+        if arriving.room is not None:
+            room = arriving.room
+            answer.add_done_callback(lambda _: room.release())
         # The shipped client announces nothing beyond its credit, so whether another one fits is asked here.
         self._watch_credit(header.body_bytes)
         await self._pending.put(_Pending(answer, header.body_bytes))
@@ -254,18 +282,25 @@ class SelectStream:
 
     async def _write(self, context: grpc.aio.ServicerContext) -> None:
         while (pending := await self._pending.get()) is not None:
-            await context.write(await pending.answer)
-            self._unanswered_bytes -= pending.body_bytes
-            self._metrics.in_flight_bytes.dec(pending.body_bytes)
+            await self._send(context, await pending.answer)
             self._unanswered -= 1
             self._metrics.unanswered.dec()
-            if self._starved_since is not None and not self._is_starved():
-                waited = time.perf_counter() - self._starved_since
-                self._recorder.waited_for_credit(self._run, waited)
-                self._starved_since = None
-            if pending.body_bytes:
-                credit = selection_pb2.Credit(bytes=pending.body_bytes)
-                await context.write(selection_pb2.SelectResponse(credit=credit))
+            await self._give_credit(context, pending.body_bytes)
+
+    async def _give_credit(self, context: grpc.aio.ServicerContext, body_bytes: int) -> None:
+        self._unanswered_bytes -= body_bytes
+        self._metrics.in_flight_bytes.dec(body_bytes)
+        if self._starved_since is not None and not self._is_starved():
+            waited = time.perf_counter() - self._starved_since
+            self._recorder.waited_for_credit(self._run, waited)
+            self._starved_since = None
+        if body_bytes:
+            await self._send(context, selection_pb2.SelectResponse(credit=selection_pb2.Credit(bytes=body_bytes)))
+
+    async def _send(self, context: grpc.aio.ServicerContext, response: selection_pb2.SelectResponse) -> None:
+        """Writes one message; reader and writer both do, and gRPC takes one at a time."""
+        async with self._writing:
+            await context.write(response)
 
 
 def _check_header(header: selection_pb2.SuperBatchHeader, config: GatewayConfig) -> None:

@@ -24,6 +24,7 @@ from preceptor.v1 import run_pb2, selection_pb2
 from preceptor_service.access.caller import current_caller
 from preceptor_service.config import GatewayConfig
 from preceptor_service.gateway import translate
+from preceptor_service.gateway.admission import Admission
 from preceptor_service.gateway.answer_cache import AnswerCache
 from preceptor_service.gateway.body import next_message
 from preceptor_service.gateway.recorder import Recorder
@@ -38,6 +39,8 @@ from preceptor_service.tracing import Tracing
 Context: TypeAlias = grpc.aio.ServicerContext
 
 _DRAINING = "this gateway is going away; connect again"
+_STREAM_RETRY_S = 1.0
+"""When a stream that was one too many may be opened again."""
 
 
 class SelectionService:
@@ -47,6 +50,7 @@ class SelectionService:
         self,
         runs: RunRegistry,
         pipeline: Pipeline,
+        admission: Admission,
         uploads: Uploads,
         config: GatewayConfig,
         metrics: GatewayMetrics,
@@ -56,6 +60,7 @@ class SelectionService:
     ) -> None:
         self._runs = runs
         self._pipeline = pipeline
+        self._admission = admission
         self._uploads = uploads
         self._config = config
         self._metrics = metrics
@@ -110,6 +115,7 @@ class SelectionService:
             raise OverloadedError(
                 f"{self._streams} Select streams are open, as many as gateway.max_streams allows; try again later",
                 limit="gateway.max_streams",
+                retry_after_s=_STREAM_RETRY_S,
             )
         self._streams += 1
         self._metrics.streams.inc()
@@ -122,6 +128,7 @@ class SelectionService:
                 run,
                 first.open.observed_learner_version,
                 self._pipeline,
+                self._admission,
                 self._answers,
                 self._config,
                 self._metrics,
@@ -142,6 +149,7 @@ class SelectionService:
                 f"run {run_id!r} has {open_streams} Select streams open, as many as gateway.max_streams_per_run "
                 "allows; try again later",
                 limit="gateway.max_streams_per_run",
+                retry_after_s=_STREAM_RETRY_S,
             )
         self._streams_of_run[run_id] += 1
         try:

@@ -7,7 +7,13 @@ from typing import NoReturn
 
 import grpc
 
-from preceptor.errors import REASON_METADATA_KEY, InternalError, PreceptorError
+from preceptor.errors import (
+    REASON_METADATA_KEY,
+    RETRY_AFTER_METADATA_KEY,
+    InternalError,
+    OverloadedError,
+    PreceptorError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +27,9 @@ def as_preceptor_error(error: Exception, doing: str) -> PreceptorError:
 
 
 async def abort(context: grpc.aio.ServicerContext, error: PreceptorError) -> NoReturn:
-    """Ends a call with the status, the text and the reason of `error`."""
-    await context.abort(grpc.StatusCode[error.code], str(error), ((REASON_METADATA_KEY, error.reason),))
+    """Ends a call with the status, the text and the reason of `error`, and when to try again."""
+    trailing = [(REASON_METADATA_KEY, error.reason)]
+    if isinstance(error, OverloadedError) and error.retry_after_s is not None:
+        trailing.append((RETRY_AFTER_METADATA_KEY, str(round(error.retry_after_s * 1000))))
+    await context.abort(grpc.StatusCode[error.code], str(error), tuple(trailing))
     raise AssertionError("abort returned")

@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
-from preceptor.errors import PreceptorError
+from preceptor.errors import OverloadedError, PreceptorError
 from preceptor.runs import spec_to_proto
 from preceptor.v1 import memory_bank_pb2, run_pb2, selection_pb2, weights_pb2
 from preceptor_service.cost_meter import Cost
@@ -88,7 +88,15 @@ def sampled(sample: Sample, is_control: bool) -> memory_bank_pb2.SampleBankRespo
 
 def failure(step: int, rank: int, error: PreceptorError) -> selection_pb2.Failure:
     """Returns the answer to a super-batch that could not be selected from."""
-    return selection_pb2.Failure(step=step, rank=rank, code=error.code, reason=error.reason, message=str(error))
+    retry_after_s = error.retry_after_s if isinstance(error, OverloadedError) else None
+    return selection_pb2.Failure(
+        step=step,
+        rank=rank,
+        code=error.code,
+        reason=error.reason,
+        message=str(error),
+        retry_after=None if retry_after_s is None else _duration(retry_after_s),
+    )
 
 
 def run(active: ActiveRun) -> run_pb2.Run:

@@ -12,8 +12,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 from preceptor.errors import DeadlineExceededError, InvalidMessageError
 from preceptor.v1 import memory_bank_pb2, selection_pb2
-from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.config import GatewayConfig
+from preceptor_service.gateway.admission import Admission
 from preceptor_service.gateway.body import Body, check_body_bytes, check_rows, next_message
 from preceptor_service.pipeline import Arrived, Pipeline
 from preceptor_service.runs import ActiveRun, Pinned
@@ -33,12 +33,12 @@ class Uploaded(NamedTuple, Generic[ScoredT]):
 
 
 class Uploads:
-    """Bodies of Score and Remember at one gateway, `gateway.window_bytes` of them together; others wait."""
+    """Bodies of Score and Remember at one gateway; they wait for room like those of Select, and longer."""
 
-    def __init__(self, pipeline: Pipeline, config: GatewayConfig) -> None:
+    def __init__(self, pipeline: Pipeline, admission: Admission, config: GatewayConfig) -> None:
         self._pipeline = pipeline
+        self._bodies = admission.bodies
         self._config = config
-        self._bodies = ByteBudget(config.window_bytes)
 
     async def scored(
         self,
@@ -58,7 +58,7 @@ class Uploads:
         check_body_bytes(header.body_bytes, self._config)
         check_rows(header.row_count, header.body_bytes, self._config)
         try:
-            async with asyncio.timeout_at(deadline), self._bodies.hold(header.body_bytes):
+            async with asyncio.timeout_at(deadline), self._bodies.hold(header.body_bytes, run.run_id):
                 body = await _received(requests, header.body_bytes)
                 received = time.perf_counter()
                 pinned = await self._pipeline.pin(run, None, header.observed_learner_version, deadline)

@@ -59,6 +59,7 @@ class GatewayWatch:
         pool: ScorerPool,
         weight_store: WeightStore,
         in_flight: ByteBudget,
+        bodies: ByteBudget,
         metrics: GatewayMetrics,
     ) -> None:
         self._scorers = _Look(pool.deployed)
@@ -72,6 +73,7 @@ class GatewayWatch:
         metrics.micro_batch_limit_bytes.set(in_flight.limit_bytes)
         metrics.micro_batch_bytes.set_function(lambda: in_flight.held_bytes)
         metrics.micro_batches_waiting.set_function(lambda: in_flight.waiting)
+        metrics.bodies_waiting.set_function(lambda: bodies.waiting)
 
     def start(self) -> None:
         """Begins to look."""

@@ -663,6 +663,7 @@ class Failure(google.protobuf.message.Message):
     CODE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
+    RETRY_AFTER_FIELD_NUMBER: builtins.int
     step: builtins.int
     """As in the header."""
     rank: builtins.int
@@ -673,6 +674,13 @@ class Failure(google.protobuf.message.Message):
     """Stable reason, e.g. "SUPER_BATCH_INVALID"."""
     message: builtins.str
     """What was wrong, the value, the limit, what to do."""
+    @property
+    def retry_after(self) -> google.protobuf.duration_pb2.Duration:
+        """Set where the gateway is overloaded and looked at nothing but the header:
+        nothing was done, and the same super-batch may be sent again, not sooner
+        than this from now. Above 0. Default: repeating it is no use.
+        """
+
     def __init__(
         self,
         *,
@@ -681,8 +689,10 @@ class Failure(google.protobuf.message.Message):
         code: builtins.str = ...,
         reason: builtins.str = ...,
         message: builtins.str = ...,
+        retry_after: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "rank", b"rank", "reason", b"reason", "step", b"step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["retry_after", b"retry_after"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "rank", b"rank", "reason", b"reason", "retry_after", b"retry_after", "step", b"step"]) -> None: ...
 
 global___Failure = Failure
 
