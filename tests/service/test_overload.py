@@ -63,7 +63,7 @@ def test_what_would_come_too_late_is_refused_at_once_and_only_for_the_run_that_i
 def test_a_run_that_rather_draws_uniformly_is_answered_at_once(start: Callable[..., RunningService]) -> None:
     service = start()
     with SelectionClient(target_of(service)) as client, RawChannel(target_of(service)) as raw:
-        paced_run(client, "hasty", 0.1, deadline_s=2.0, on_deadline="uniform")
+        paced_run(client, "hasty", 0.1, deadline_s=1.5, on_deadline="uniform")
         call = behind(raw, "hasty")
         second = raw.call("Select", select_open("hasty"), *micro_batches(1, 5))
         assert second.answer().selection.is_fallback
