@@ -26,11 +26,11 @@ def micro_batches(count: int, step: int) -> list[Any]:
     return super_batch(digits.gated_candidates(step, MICRO_BATCH_ROWS * count), step=step)
 
 
-def behind(raw: RawChannel, run_id: str) -> RawCall:
-    """A stream of a run whose pace is 0.1 s: with 3.2 s of work, a quarter of it done and measured."""
+def behind(raw: RawChannel, run_id: str, each: int = 8) -> RawCall:
+    """A stream of a run, with four super-batches of `each` micro-batches, the first of them done and measured."""
     call = raw.call("Select", select_open(run_id))
     for step in range(1, 5):
-        call.send(*micro_batches(8, step))
+        call.send(*micro_batches(each, step))
     assert call.answer().selection.step == 1
     return call
 
@@ -63,8 +63,8 @@ def test_what_would_come_too_late_is_refused_at_once_and_only_for_the_run_that_i
 def test_a_run_that_rather_draws_uniformly_is_answered_at_once(start: Callable[..., RunningService]) -> None:
     service = start()
     with SelectionClient(target_of(service)) as client, RawChannel(target_of(service)) as raw:
-        paced_run(client, "hasty", 0.1, deadline_s=1.5, on_deadline="uniform")
-        call = behind(raw, "hasty")
+        paced_run(client, "hasty", 0.1, deadline_s=4.0, on_deadline="uniform")
+        call = behind(raw, "hasty", each=20)
         second = raw.call("Select", select_open("hasty"), *micro_batches(1, 5))
         assert second.answer().selection.is_fallback
         assert metrics_of(service).value("preceptor_super_batches_total", run="hasty") < 5
