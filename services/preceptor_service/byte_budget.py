@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
@@ -11,9 +12,9 @@ from contextlib import asynccontextmanager, suppress
 _Turn = tuple[int, "asyncio.Future[None]"]
 
 _MEASURE_S = 0.25
-"""What is released within so long makes one measurement of the rate."""
+"""How long a holder is looked at before its rate counts as known."""
 _HALF_LIFE_S = 2.0
-"""How fast a rate that was higher before is forgotten."""
+"""How fast what was released before loses its weight."""
 
 
 class ByteBudget:
@@ -142,27 +143,28 @@ class ByteBudget:
 
 
 class _Rate:
-    """Bytes per second that one holder releases: known at once where it grows, slowly where it falls."""
+    """Bytes per second that one holder releases, as a mean over time that fades."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._since = clock()
-        self._released = 0
-        self._per_second = 0.0
+        self._began = self._last = clock()
+        self._bytes = 0.0
+        self._seconds = 0.0
 
     def count(self, released: int) -> None:
         """Counts what was released."""
-        self._released += released
-        self._measure()
+        self._fade()
+        self._bytes += released
 
     def seconds_for(self, held: int) -> float:
-        """Returns how long so many bytes take; 0 where nothing was ever released."""
-        self._measure()
-        return held / self._per_second if self._per_second else 0.0
+        """Returns how long so many bytes take; 0 where nothing was released yet, or too short a time looked at."""
+        self._fade()
+        is_known = self._bytes > 0 and self._last - self._began >= _MEASURE_S
+        return held * self._seconds / self._bytes if is_known else 0.0
 
-    def _measure(self) -> None:
-        passed_s = self._clock() - self._since
-        if passed_s < _MEASURE_S:
-            return
-        self._per_second = max(self._released / passed_s, self._per_second * 0.5 ** (passed_s / _HALF_LIFE_S))
-        self._since, self._released = self._clock(), 0
+    def _fade(self) -> None:
+        now = self._clock()
+        kept = 0.5 ** ((now - self._last) / _HALF_LIFE_S)
+        self._last = now
+        self._bytes *= kept
+        self._seconds = self._seconds * kept + (1 - kept) * _HALF_LIFE_S / math.log(2)

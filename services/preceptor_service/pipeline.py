@@ -199,6 +199,9 @@ class Pipeline:
             return _drawn_uniformly(run, pinned, super_batch, draw, stages)
         if pinned.is_too_stale and run.spec.on_stale == "uniform":
             return _drawn_uniformly(run, pinned, super_batch, draw, stages, fallback="stale")
+        left_s = deadline - asyncio.get_running_loop().time()
+        if run.spec.on_deadline == "uniform" and self.expected_wait_s(run) > left_s:
+            return _drawn_uniformly(run, pinned, super_batch, draw, stages, fallback="deadline")  # now, not then
         try:
             if run.co_trainer is not None:
                 pinned = await self._runs.co_trained(run.co_trainer, run, draw.step, deadline)
@@ -248,11 +251,6 @@ class Pipeline:
             raise DeadlineExceededError(
                 f"no fresher weights came within {run.deadline_s:g} s: the learner copy is {pinned.staleness_steps} "
                 f"steps old, max_staleness_steps is {run.spec.max_staleness_steps}; push more often or raise the bound"
-            )
-        if (wait_s := self.expected_wait_s(run)) > deadline - asyncio.get_running_loop().time():
-            raise DeadlineExceededError(
-                f"{super_batch.rows} candidates would not be scored within {run.deadline_s:g} s: what this run offered "
-                f"before takes {wait_s:.1f} s; add scorers, offer fewer, or raise the run's deadline_s"
             )
         folds = await asyncio.to_thread(super_batch.folds) if run.spec.cross_reference else None
         known = None if run.table is None else await asyncio.to_thread(_looked_up, run.table, super_batch, stages)

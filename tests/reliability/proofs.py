@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT
 from benchmarks.suite import Measured, Suite
-from tests.reliability import atomic_push, chaos, credentials, fuzz, one_version, resume, state_machines
+from tests.reliability import atomic_push, chaos, credentials, fuzz, one_version, overload, resume, state_machines
 
 PROOFS: Mapping[str, Callable[[bool], Measured]] = {
     "atomic-push": atomic_push.run,
@@ -16,6 +16,7 @@ PROOFS: Mapping[str, Callable[[bool], Measured]] = {
     "credentials": credentials.run,
     "fuzz": fuzz.run,
     "one-version": one_version.run,
+    "overload": overload.run,
     "resume": resume.run,
     "state-machines": state_machines.run,
 }

@@ -63,7 +63,15 @@ class Served:
         pool: who runs the scorers.
     """
 
-    def __init__(self, folder: Path, scorers: int, pool: str, gateway: dict[str, Any], environ: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        scorers: int,
+        pool: str,
+        gateway: dict[str, Any],
+        environ: dict[str, str],
+        architectures: dict[str, str],
+    ) -> None:
         self.port, self.metrics_port, self.pool = _free_port(), _free_port(), pool
         self._environ = environ
         self._log = folder / "log"
@@ -74,6 +82,7 @@ class Served:
             "metrics": {"host": "127.0.0.1", "port": self.metrics_port},
             "weights": {"path": str(folder / "store")},
             "scorer": scorer_settings(scorers),
+            "architectures": architectures,
         }
         self._config.write_text(yaml.safe_dump(settings))
         self._process = self._start()
@@ -104,6 +113,11 @@ class Served:
         self._process.kill()
         self._process.wait()
         self._process = self._start()
+
+    @property
+    def pid(self) -> int:
+        """Its process; without Ray the only one."""
+        return self._process.pid
 
     def stop(self) -> None:
         """Ends it and all of its processes."""
@@ -163,10 +177,16 @@ class Served:
 
 
 @contextmanager
-def serve(scorers: int, pool: str = "ray", environ: dict[str, str] | None = None, **gateway: Any) -> Iterator[Served]:
+def serve(
+    scorers: int,
+    pool: str = "ray",
+    environ: dict[str, str] | None = None,
+    architectures: dict[str, str] | None = None,
+    **gateway: Any,
+) -> Iterator[Served]:
     """Runs the service on free ports and an empty store until the end of the block; `gateway` are settings of it."""
     with tempfile.TemporaryDirectory(prefix="preceptor-proof-", ignore_cleanup_errors=True) as folder:
-        served = Served(Path(folder), scorers, pool, gateway, environ or {})
+        served = Served(Path(folder), scorers, pool, gateway, environ or {}, architectures or {})
         try:
             served.wait_until_it_answers()
             yield served

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import queue
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,23 +33,25 @@ class Status:
 class RawCall:
     """One call whose requests are sent one by one: messages, or bytes as they are."""
 
-    def __init__(self, channel: grpc.Channel, method: Method, messages: tuple[Message | bytes, ...]) -> None:
+    def __init__(
+        self, channel: grpc.Channel, method: Method, messages: tuple[Message | bytes, ...], timeout_s: float
+    ) -> None:
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.send(*messages)
         requests: Iterator[bytes] = iter(self._requests.get, None)
         self._is_unary = not method.server_streaming
         if method.server_streaming and not method.client_streaming:
             open_call = channel.unary_stream(method.path, _as_it_is, method.response.FromString)
-            self._call: Any = open_call(next(requests), timeout=TIMEOUT_S)
+            self._call: Any = open_call(next(requests), timeout=timeout_s)
         elif method.server_streaming:
             open_call = channel.stream_stream(method.path, _as_it_is, method.response.FromString)
-            self._call = open_call(requests, timeout=TIMEOUT_S)
+            self._call = open_call(requests, timeout=timeout_s)
         elif method.client_streaming:
             open_call = channel.stream_unary(method.path, _as_it_is, method.response.FromString)
-            self._call = open_call.future(requests, timeout=TIMEOUT_S)
+            self._call = open_call.future(requests, timeout=timeout_s)
         else:
             open_call = channel.unary_unary(method.path, _as_it_is, method.response.FromString)
-            self._call = open_call.future(next(requests), timeout=TIMEOUT_S)
+            self._call = open_call.future(next(requests), timeout=timeout_s)
 
     def send(self, *messages: Message | bytes) -> None:
         for message in messages:
@@ -64,6 +67,11 @@ class RawCall:
     def receive(self) -> Any:
         """The next message of a stream, or the one answer; fails the test where the call ended in an error."""
         return self._call.result(TIMEOUT_S) if self._is_unary else next(self._call)
+
+    def responses(self) -> Iterator[Any]:
+        """Yields the messages of a stream until the call ends, whatever way."""
+        with suppress(grpc.RpcError):
+            yield from self._call
 
     def answer(self) -> selection_pb2.SelectResponse:
         """The next Selection or Failure of a Select stream."""
@@ -91,14 +99,15 @@ class RawCall:
 class RawChannel:
     """A connection of its own to one gateway; a context manager."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self.grpc = grpc.insecure_channel(
             target, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
         )
 
     def call(self, name: str, *messages: Message | bytes) -> RawCall:
         """Starts a call and sends `messages`; a call with one request needs exactly that one."""
-        return RawCall(self.grpc, METHODS[name], messages)
+        return RawCall(self.grpc, METHODS[name], messages, self._timeout_s)
 
     def __enter__(self) -> RawChannel:
         return self

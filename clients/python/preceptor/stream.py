@@ -390,7 +390,7 @@ class SelectStream:
                     return None
                 if attempt.chunk_bytes(body_bytes, 0):
                     if offer.refusal is None:
-                        self._retries.earn()
+                        self._retries.earn(now)
                     else:
                         self._retries.spend(now)
                     del self._unsent[offer.key]
