@@ -234,8 +234,7 @@ class Pipeline:
         """
         stages = Stages()
         super_batch = await self._decoded(run, arrived, stages)
-        ids = await asyncio.to_thread(lambda: as_ids(super_batch.ids("a memory bank keeps scores by id")))
-        contents = await asyncio.to_thread(super_batch.contents)
+        ids, contents = await asyncio.to_thread(_named, super_batch)
         return await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages), ids, contents, stages
 
     async def _decoded(self, run: ActiveRun, arrived: Arrived, stages: Stages) -> SuperBatch:
@@ -332,6 +331,10 @@ def _looked_up(table: ReferenceLosses, super_batch: SuperBatch, stages: Stages) 
     stages.reference_losses_found = int(np.count_nonzero(known.found))
     stages.reference_losses_missing = super_batch.rows - stages.reference_losses_found
     return known
+
+
+def _named(super_batch: SuperBatch) -> tuple[Ids, NDArray[np.uint64]]:
+    return as_ids(super_batch.ids("a memory bank keeps scores by id")), super_batch.contents()
 
 
 def _work(models: ScoringModels, super_batch: SuperBatch, size: int) -> list[tuple[ScoringModels, MicroBatch]]:

@@ -18,6 +18,7 @@ from preceptor_service.ledger.entries import Entry, to_table
 from preceptor_service.ledger.replay import Replayed, ReplayFile
 from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.run_store import RunRecord
+from tests.ledger.tables import changed
 from tests.naive.memory_bank import Example, NaiveBank
 
 B, COUNT, STEPS = 32, 6, 10
@@ -72,18 +73,6 @@ def _entry(naive: NaiveBank, kind: Any, step: int, ids: list[Any], scores: Any, 
         "bank_examples": len(naive.examples),
     }
     return Entry(**{**blank, "kind": kind, "step": step, "example_id": pa.array(ids), "scores": scores, **fields})
-
-
-def changed(table: pa.Table, column: str, row: int, change: Callable[[Any], Any]) -> pa.Table:
-    values = table[column].to_pylist()
-    values[row] = change(values[row])
-    at = table.schema.get_field_index(column)
-    return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.parquet"
 
 
 def replayed(table: pa.Table, file: Path) -> list[Replayed]:

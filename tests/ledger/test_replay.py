@@ -19,6 +19,7 @@ from preceptor_service.ledger.entries import Entry, to_table
 from preceptor_service.ledger.replay import LedgerFileError, ReplayFile
 from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.run_store import RunRecord
+from tests.ledger.tables import changed
 from tests.naive.selection import importance_weights, scheduled, select
 
 ROWS, COUNT = 24, 6
@@ -52,18 +53,6 @@ def _entry(spec: RunSpec, step: int) -> Entry:
         indices=np.array(indices),
         weights=np.array(weights, np.float32),
     )
-
-
-def changed(table: pa.Table, column: str, row: int, change: Callable[[Any], Any]) -> pa.Table:
-    values = table[column].to_pylist()
-    values[row] = change(values[row])
-    at = table.schema.get_field_index(column)
-    return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.parquet"
 
 
 def replayed(file: Path) -> dict[int, str]:

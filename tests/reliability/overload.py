@@ -213,13 +213,13 @@ def _counted_sends(counted: Counted) -> Iterator[None]:
     """Counts what clients of this process send for the first time, and again."""
     earn, spend = RetryBudget.earn, RetryBudget.spend
 
-    def earning(budget: RetryBudget, now: float) -> None:
+    def earning(self: RetryBudget, now: float) -> None:
         counted.first_sends += 1
-        earn(budget, now)
+        earn(self, now)
 
-    def spending(budget: RetryBudget, now: float) -> None:
+    def spending(self: RetryBudget, now: float) -> None:
         counted.sends_again += 1
-        spend(budget, now)
+        spend(self, now)
 
     RetryBudget.earn, RetryBudget.spend = earning, spending  # type: ignore[method-assign]
     try:

@@ -425,7 +425,7 @@ def test_a_store_that_fails_is_unavailable_and_the_repeat_succeeds(
         with monkeypatch.context() as patch:
             patch.setattr(DirectoryStorage, "create", broken)
             with pytest.raises(UnavailableError, match="the store cannot be used: Input/output error; try again"):
-                run.sample(8, step=0, timeout_s=0.3)
+                run.sample(8, step=0, timeout_s=2.0)
         assert run.sample(8, step=0).examples == B - 8
 
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from preceptor.batches import EXAMPLE_ID
 from preceptor_service.losses_file import METADATA, REFERENCE_LOSS, digest_of_columns, metadata_of
 from preceptor_service.reference.durable import PARTIAL, locked, refuse_other, written
 from preceptor_service.reference.errors import JobError
-from preceptor_service.super_batch import EXAMPLE_ID
 
 _PLAN = "plan.json"
 _SHOWN_IDS = 5

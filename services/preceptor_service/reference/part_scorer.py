@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from preceptor import RunSpec
+from preceptor.batches import EXAMPLE_ID
 from preceptor.weights import SafetensorsFile
 from preceptor_service.columns import ColumnSpec
 from preceptor_service.losses_file import CONTENT, REFERENCE_LOSS
@@ -28,7 +29,7 @@ from preceptor_service.reference.errors import JobError
 from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.pool import ModelRef, ScoringModels
-from preceptor_service.super_batch import EXAMPLE_ID, SuperBatch
+from preceptor_service.super_batch import SuperBatch
 from preceptor_service.tasks import run_columns
 from preceptor_service.weight_store import WeightStore
 
