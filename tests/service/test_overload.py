@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from preceptor import Run, SelectionClient
 from preceptor_service.app import RunningService
 from tests.service import digits
-from tests.service.conftest import metrics_of, target_of, wait_until
+from tests.service.conftest import Metrics, metrics_of, target_of, wait_until
 from tests.service.raw import RawCall, RawChannel, chunk, header, select_open, super_batch
 
 MICRO_BATCH_ROWS = 16
+PACE_S = 0.05
+"""Of one micro-batch, at least: a busy machine only falls further behind."""
 
 
 def paced_run(client: SelectionClient, run_id: str, pace_s: float, **settings: Any) -> Run:
@@ -26,13 +29,22 @@ def micro_batches(count: int, step: int) -> list[Any]:
     return super_batch(digits.gated_candidates(step, MICRO_BATCH_ROWS * count), step=step)
 
 
-def behind(raw: RawChannel, run_id: str, each: int = 8) -> RawCall:
-    """A stream of a run, with four super-batches of `each` micro-batches, the first of them done and measured."""
-    call = raw.call("Select", select_open(run_id))
-    for step in range(1, 5):
-        call.send(*micro_batches(each, step))
+def behind(raw: RawChannel, run_id: str, metrics: Metrics, each: int = 100) -> RawCall:
+    """A stream of a run, with half a second's super-batch, done and measured, and three of `each` micro-batches.
+
+    Each is sent when the one before is decoded and queued: what is small decodes no faster than what is large.
+    """
+    call = raw.call("Select", select_open(run_id), *micro_batches(10, 1))
+    wait_until(lambda: metrics.value("preceptor_micro_batch_bytes") > 0, "the first is under way")
+    for number in range(3):
+        call.send(*micro_batches(each, 2 + number))
+        wait_until(partial(_are_waiting, metrics, number * each), "this one waits")
     assert call.answer().selection.step == 1
     return call
+
+
+def _are_waiting(metrics: Metrics, count: int) -> bool:
+    return metrics.value("preceptor_micro_batches_waiting") > count
 
 
 def test_what_would_come_too_late_is_refused_at_once_and_only_for_the_run_that_is_behind(
@@ -42,8 +54,8 @@ def test_what_would_come_too_late_is_refused_at_once_and_only_for_the_run_that_i
     metrics = metrics_of(service)
     with SelectionClient(target_of(service)) as client, RawChannel(target_of(service)) as raw:
         for run_id in ("behind", "other"):
-            paced_run(client, run_id, 0.1, deadline_s=3.0)
-        call = behind(raw, "behind")
+            paced_run(client, run_id, PACE_S, deadline_s=10.0)
+        call = behind(raw, "behind", metrics)
         call.send(*micro_batches(1, 5))
         refused = call.answer()
         assert refused.WhichOneof("kind") == "failure", "refusals come before earlier answers"
@@ -63,21 +75,23 @@ def test_what_would_come_too_late_is_refused_at_once_and_only_for_the_run_that_i
 def test_a_run_that_rather_draws_uniformly_is_answered_at_once(start: Callable[..., RunningService]) -> None:
     service = start()
     with SelectionClient(target_of(service)) as client, RawChannel(target_of(service)) as raw:
-        paced_run(client, "hasty", 0.1, deadline_s=4.0, on_deadline="uniform")
-        call = behind(raw, "hasty", each=20)
+        paced_run(client, "hasty", PACE_S, deadline_s=6.0, on_deadline="uniform")
+        metrics = metrics_of(service)
+        call = behind(raw, "hasty", metrics, each=125)
         second = raw.call("Select", select_open("hasty"), *micro_batches(1, 5))
         assert second.answer().selection.is_fallback
-        assert metrics_of(service).value("preceptor_super_batches_total", run="hasty") < 5
+        assert metrics.value("preceptor_super_batches_total", run="hasty") < 5
         call.cancel()
 
 
 def test_a_refused_super_batch_is_answered_in_the_end(start: Callable[..., RunningService]) -> None:
     service = start()
     with SelectionClient(target_of(service)) as client, RawChannel(target_of(service)) as raw:
-        run = paced_run(client, "behind", 0.1, deadline_s=3.0)
-        call = behind(raw, "behind")
-        assert run.select(digits.gated_candidates(9), sub_batch_size=1, step=9, timeout_s=20.0).step == 9
-        assert metrics_of(service).value("preceptor_refused_super_batches_total") >= 1
+        run = paced_run(client, "behind", PACE_S, deadline_s=10.0)
+        metrics = metrics_of(service)
+        call = behind(raw, "behind", metrics)
+        assert run.select(digits.gated_candidates(9), sub_batch_size=1, step=9, timeout_s=60.0).step == 9
+        assert metrics.value("preceptor_refused_super_batches_total") >= 1
         call.cancel()
 
 
