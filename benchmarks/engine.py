@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +22,17 @@ from preceptor_service.super_batch import SuperBatch
 from preceptor_service.weight_store import WeightStore
 
 
-def main(store: str, run_id: str, model_config: dict[str, Any], threads: int, micro_batch_rows: int) -> None:
+def main(store: str, spec: dict[str, Any], device: Literal["cpu", "cuda"], threads: int, micro_batch_rows: int) -> None:
     """Answers each `{"seconds": s, "rows": B, "count": b}` with the candidates that it selected from per second."""
     weights = WeightStore(Path(store), keep_versions=4, max_bytes=4 << 30)
-    engine = ScoringEngine(weights, ArchitectureRegistry(), device="cpu", threads=threads)
-    learner, reference = (_model(weights, run_id, role, model_config) for role in ("learner", "reference"))
+    engine = ScoringEngine(weights, ArchitectureRegistry(), device, threads)
+    run_id, model_config = spec["run_id"], spec["model_config"]
+    learner, reference = (_model(weights, spec, role) for role in ("learner", "reference"))
     models = ScoringModels(run_id, "classification", learner, reference)
     engine.load(models)
     say(threads=threads)
     for request in requests():
-        super_batch = _super_batch(request["rows"], model_config)
+        super_batch = random_images(request["rows"], model_config)
         started, candidates, step = time.perf_counter(), 0, 0
         while time.perf_counter() - started < request["seconds"]:
             parts = [engine.losses(models, micro_batch) for micro_batch in super_batch.micro_batches(micro_batch_rows)]
@@ -45,14 +46,15 @@ def main(store: str, run_id: str, model_config: dict[str, Any], threads: int, mi
         say(rate=candidates / (time.perf_counter() - started))
 
 
-def _model(weights: WeightStore, run_id: str, role: Any, config: dict[str, Any]) -> ModelRef:
-    head = weights.head(run_id, role)
+def _model(weights: WeightStore, spec: dict[str, Any], role: Any) -> ModelRef:
+    head = weights.head(spec["run_id"], role)
     if head is None:
-        raise RuntimeError(f"run {run_id!r} has no {role}; the benchmark pushes it first")
-    return ModelRef("small_cnn", json.dumps(config, sort_keys=True), head.digest, head.total_bytes)
+        raise RuntimeError(f"run {spec['run_id']!r} has no {role}; the benchmark pushes it first")
+    return ModelRef(spec["model"], json.dumps(spec["model_config"], sort_keys=True), head.digest, head.total_bytes)
 
 
-def _super_batch(rows: int, config: dict[str, Any]) -> SuperBatch:
+def random_images(rows: int, config: dict[str, Any]) -> SuperBatch:
+    """Returns candidates for the image model of that configuration."""
     rng = np.random.default_rng(0)
     shape = (rows, config["in_channels"], config["image_size"], config["image_size"])
     columns: dict[str, NDArray[np.generic]] = {
@@ -63,4 +65,4 @@ def _super_batch(rows: int, config: dict[str, Any]) -> SuperBatch:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+    main(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))  # type: ignore[arg-type]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 _MEASURED_PACKAGES = ("ray", "grpcio", "protobuf", "pyarrow", "numpy", "torch")
@@ -27,12 +29,20 @@ def hardware() -> dict[str, str | int | float]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory_bytes / 2**30, 1),
         "load_average_1min": round(os.getloadavg()[0], 2),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }
 
 
 def versions() -> dict[str, str]:
     """Returns the versions of what was measured with."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _MEASURED_PACKAGES}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in _MEASURED_PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"  # Ray, where only the in-process pool is measured
 
 
 def _cpu_model() -> str:

@@ -92,6 +92,7 @@ def markdown(results: Iterable[Result]) -> str:
         lines.append(
             f"* {result.name}: `{result.command}` at `{result.commit[:12]}{result.commit[40:]}`, "
             f"{result.taken_at}, {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB"
+            f"{', ' + machine['gpu'] if 'gpu' in machine else ''}"
         )
     return "\n".join(lines)
 

@@ -29,18 +29,18 @@ def run() -> tuple[list[Figure], dict[str, Any]]:
         ray = stack.enter_context(service({"scorer": {**scorer, "replicas": CORES, "num_cpus": 1}}))
         alone = stack.enter_context(service({"pool": "in-process", "scorer": {**scorer, "threads": CORES}}))
         for ports in (ray, alone):
-            _push(ports["grpc"])
+            push_models(ports["grpc"], SPEC)
         trainers = [stack.enter_context(child("trainer", str(p["grpc"]), json.dumps(SPEC), "0")) for p in (ray, alone)]
-        engine = [str(ray["store"]), "throughput", json.dumps(MODEL_CONFIG)]
+        engine = [str(ray["store"]), json.dumps(SPEC), "cpu"]
         wide, *narrow = (
             stack.enter_context(child("engine", *engine, threads, str(MICRO_BATCH_ROWS)))
             for threads in (str(CORES), *["1"] * CORES)
         )
         candidates: dict[str, Callable[[], float]] = {
-            "ray": lambda: _service_rate(trainers[0]),
-            "in_process": lambda: _service_rate(trainers[1]),
-            "engine_threads": lambda: _engine_rate([wide]),
-            "engines": lambda: _engine_rate(narrow),
+            "ray": lambda: service_rate(trainers[0], ROWS, SUB_BATCH_SIZE),
+            "in_process": lambda: service_rate(trainers[1], ROWS, SUB_BATCH_SIZE),
+            "engine_threads": lambda: engine_rate([wide], ROWS, SUB_BATCH_SIZE),
+            "engines": lambda: engine_rate(narrow, ROWS, SUB_BATCH_SIZE),
         }
         interleaved(candidates, 1)
         rates = interleaved(candidates, ROUNDS)
@@ -50,31 +50,34 @@ def run() -> tuple[list[Figure], dict[str, Any]]:
         Figure("service, in-process pool", median(rates["in_process"]), "candidates/s"),
         Figure("one engine, 2 threads", median(rates["engine_threads"]), "candidates/s"),
         Figure("two engines, 1 thread each", median(rates["engines"]), "candidates/s"),
-        _share("Ray pool ÷ the faster engine", rates["ray"], rates[best], 0.8),
-        _share("in-process pool ÷ one engine, 2 threads", rates["in_process"], rates["engine_threads"], None),
+        share("Ray pool ÷ the faster engine", rates["ray"], rates[best], 0.8),
+        share("in-process pool ÷ one engine, 2 threads", rates["in_process"], rates["engine_threads"], None),
     ]
     return figures, {f"{name}_candidates_per_s": rounded(numbers, 1) for name, numbers in rates.items()}
 
 
-def _share(name: str, above: list[list[float]], below: list[list[float]], limit: float | None) -> Figure:
+def share(name: str, above: list[list[float]], below: list[list[float]], limit: float | None) -> Figure:
+    """Returns how much of one rate another one is, of medians over all rounds."""
     return Figure(name, median(above) / median(below), "×", limit, "at least", spread(ratios(above, below)))
 
 
-def _push(port: int) -> None:
-    registry = ArchitectureRegistry()
+def push_models(port: int, spec: dict[str, Any]) -> None:
+    """Creates the run with a reference and another learner, both untrained: no speed depends on values."""
     with SelectionClient(f"127.0.0.1:{port}") as client:
-        selection = client.create_run(RunSpec(**SPEC))
-        state = registry.build("small_cnn", MODEL_CONFIG).state_dict()
+        selection = client.create_run(RunSpec(**spec))
+        state = ArchitectureRegistry().build(spec["model"], spec["model_config"]).state_dict()
         selection.push_reference(state)
         selection.push_weights({name: tensor * 1.5 for name, tensor in state.items()}, step=0)
 
 
-def _service_rate(trainer: Child) -> float:
-    answer = trainer.ask(_TIMEOUT_S, seconds=SECONDS, rows=ROWS, count=SUB_BATCH_SIZE, in_flight=IN_FLIGHT)
-    return float(ROWS * len(answer["times"]) / (answer["times"][-1] - answer["started"]))
+def service_rate(trainer: Child, rows: int, count: int) -> float:
+    """Returns the candidates per second that a service answers to one trainer with several in flight."""
+    answer = trainer.ask(_TIMEOUT_S, seconds=SECONDS, rows=rows, count=count, in_flight=IN_FLIGHT)
+    return float(rows * len(answer["times"]) / (answer["times"][-1] - answer["started"]))
 
 
-def _engine_rate(engines: list[Child]) -> float:
+def engine_rate(engines: list[Child], rows: int, count: int) -> float:
+    """Returns the candidates per second of plain loops side by side."""
     for engine in engines:
-        engine.tell(seconds=SECONDS, rows=ROWS, count=SUB_BATCH_SIZE)
+        engine.tell(seconds=SECONDS, rows=rows, count=count)
     return float(sum(engine.answer(_TIMEOUT_S)["rate"] for engine in engines))
