@@ -109,3 +109,13 @@ def test_a_model_whose_logits_are_not_per_example() -> None:
 
     with pytest.raises(InvalidRunError):
         run_columns("classification", Flat().to("meta"))
+
+
+def test_a_model_that_asserts_what_it_is_given() -> None:
+    class Asserting(Logits):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            assert image.shape[0] == 3, "three images, please"
+            return super().forward(image)
+
+    with pytest.raises(InvalidRunError, match="three images"):
+        run_columns("classification", Asserting().to("meta"))

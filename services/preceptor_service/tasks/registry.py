@@ -50,7 +50,7 @@ def run_columns(task: str, outline: torch.nn.Module) -> Columns:
         losses = trial_losses(chosen, outline, columns, rows)
     except NotImplementedError:
         return columns  # an operator that has no shape rule; the first real forward pass will tell
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
         raise InvalidRunError(
             f"a {type(outline).__name__} with these settings cannot take {_described(columns)}: {error}"
         ) from error
