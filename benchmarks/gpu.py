@@ -33,7 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
 ROWS = {"ViT-Ti/16 of 224": 256, "CNN of 32": 4096}
 MICRO_BATCH_ROWS = {"ViT-Ti/16 of 224": 256, "CNN of 32": 1024}
 KEPT = 0.2
-ROUNDS = 3
+ROUNDS, SECONDS = 3, 2.0
 
 
 def run() -> tuple[list[Figure], dict[str, Any]]:
@@ -64,9 +64,9 @@ def _measured(name: str, spec: dict[str, Any]) -> tuple[list[Figure], dict[str, 
         )
         bare = stack.enter_context(child("bare_torch", json.dumps(spec), str(micro_batch_rows)))
         candidates = {
-            "service": lambda: service_rate(trainer, rows, count),
-            "engine": lambda: engine_rate([engine], rows, count),
-            "bare": lambda: engine_rate([bare], rows, count),
+            "service": lambda: service_rate(trainer, rows, count, SECONDS),
+            "engine": lambda: engine_rate([engine], rows, count, SECONDS),
+            "bare": lambda: engine_rate([bare], rows, count, SECONDS),
         }
         interleaved(candidates, 1)
         rates = interleaved(candidates, ROUNDS)

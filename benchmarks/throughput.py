@@ -37,10 +37,10 @@ def run() -> tuple[list[Figure], dict[str, Any]]:
             for threads in (str(CORES), *["1"] * CORES)
         )
         candidates: dict[str, Callable[[], float]] = {
-            "ray": lambda: service_rate(trainers[0], ROWS, SUB_BATCH_SIZE),
-            "in_process": lambda: service_rate(trainers[1], ROWS, SUB_BATCH_SIZE),
-            "engine_threads": lambda: engine_rate([wide], ROWS, SUB_BATCH_SIZE),
-            "engines": lambda: engine_rate(narrow, ROWS, SUB_BATCH_SIZE),
+            "ray": lambda: service_rate(trainers[0], ROWS, SUB_BATCH_SIZE, SECONDS),
+            "in_process": lambda: service_rate(trainers[1], ROWS, SUB_BATCH_SIZE, SECONDS),
+            "engine_threads": lambda: engine_rate([wide], ROWS, SUB_BATCH_SIZE, SECONDS),
+            "engines": lambda: engine_rate(narrow, ROWS, SUB_BATCH_SIZE, SECONDS),
         }
         interleaved(candidates, 1)
         rates = interleaved(candidates, ROUNDS)
@@ -70,14 +70,14 @@ def push_models(port: int, spec: dict[str, Any]) -> None:
         selection.push_weights({name: tensor * 1.5 for name, tensor in state.items()}, step=0)
 
 
-def service_rate(trainer: Child, rows: int, count: int) -> float:
+def service_rate(trainer: Child, rows: int, count: int, seconds: float) -> float:
     """Returns the candidates per second that a service answers to one trainer with several in flight."""
-    answer = trainer.ask(_TIMEOUT_S, seconds=SECONDS, rows=rows, count=count, in_flight=IN_FLIGHT)
+    answer = trainer.ask(_TIMEOUT_S, seconds=seconds, rows=rows, count=count, in_flight=IN_FLIGHT)
     return float(rows * len(answer["times"]) / (answer["times"][-1] - answer["started"]))
 
 
-def engine_rate(engines: list[Child], rows: int, count: int) -> float:
+def engine_rate(engines: list[Child], rows: int, count: int, seconds: float) -> float:
     """Returns the candidates per second of plain loops side by side."""
     for engine in engines:
-        engine.tell(seconds=SECONDS, rows=rows, count=count)
+        engine.tell(seconds=seconds, rows=rows, count=count)
     return float(sum(engine.answer(_TIMEOUT_S)["rate"] for engine in engines))
