@@ -256,10 +256,13 @@ class Pipeline:
         try:
             async with asyncio.timeout_at(deadline):
                 if known is None:
-                    losses = await self._losses(_work(pinned.models, super_batch, run.micro_batch_rows), stages)
+                    work = _work(pinned.models, super_batch, run.micro_batch_rows)
+                    losses = await self._losses(work, deadline, stages)
                     measured = _measured(losses, folds)
                 else:
-                    measured = await self._with_known(known, pinned.models, super_batch, run.micro_batch_rows, stages)
+                    measured = await self._with_known(
+                        known, pinned.models, super_batch, run.micro_batch_rows, deadline, stages
+                    )
         except TimeoutError as error:
             raise DeadlineExceededError(
                 f"{super_batch.rows} candidates were not scored within {run.deadline_s:g} s; add scorers, offer fewer, "
@@ -268,22 +271,30 @@ class Pipeline:
         return Scored(**measured, scores=run.rule(super_batch.rows, **measured))
 
     async def _with_known(
-        self, known: _Known, models: ScoringModels, super_batch: SuperBatch, micro_batch_rows: int, stages: Stages
+        self,
+        known: _Known,
+        models: ScoringModels,
+        super_batch: SuperBatch,
+        micro_batch_rows: int,
+        deadline: float,
+        stages: Stages,
     ) -> dict[str, NDArray[np.float32] | None]:
         """Scores all candidates under the learner copy, and those that the run's table lacks under the reference."""
         missing = super_batch.take(np.flatnonzero(~known.found))
         by_learner = _work(replace(models, reference=None), super_batch, micro_batch_rows)
         by_reference = _work(replace(models, learner=None), missing, micro_batch_rows)
-        losses = await self._losses([*by_learner, *by_reference], stages)
+        losses = await self._losses([*by_learner, *by_reference], deadline, stages)
         reference = known.losses.copy()
         live = _joined([part.reference for part in losses[len(by_learner) :]])
         if live is not None:
             reference[~known.found] = live
         return {**_measured(losses[: len(by_learner)], None), "reference_losses": reference}
 
-    async def _losses(self, work: list[tuple[ScoringModels, MicroBatch]], stages: Stages) -> list[Losses]:
+    async def _losses(
+        self, work: list[tuple[ScoringModels, MicroBatch]], deadline: float, stages: Stages
+    ) -> list[Losses]:
         started = time.perf_counter()
-        tasks = [asyncio.create_task(self._losses_of_one(models, micro_batch, stages)) for models, micro_batch in work]
+        tasks = [asyncio.create_task(self._losses_of_one(*each, deadline, stages)) for each in work]
         try:
             losses = await asyncio.gather(*tasks)
         finally:
@@ -292,7 +303,9 @@ class Pipeline:
         stages.losses_s = time.perf_counter() - started
         return losses
 
-    async def _losses_of_one(self, models: ScoringModels, micro_batch: MicroBatch, stages: Stages) -> Losses:
+    async def _losses_of_one(
+        self, models: ScoringModels, micro_batch: MicroBatch, deadline: float, stages: Stages
+    ) -> Losses:
         """Scores one micro-batch; where its scorer is lost, hangs or is too slow, again and elsewhere."""
         for wait_s in _RESCORE_WAITS_S:
             queued = time.perf_counter()
@@ -301,7 +314,8 @@ class Pipeline:
                 stages.wait_s += called - queued
                 try:
                     async with asyncio.timeout(self._micro_batch_timeout_s):
-                        losses, asked = await self._hedging.first(partial(self._pool.losses, models, micro_batch))
+                        ask = partial(self._pool.losses, models, micro_batch)
+                        losses, asked = await self._hedging.first(ask, deadline)
                     stages.rescored_micro_batches += asked - 1
                     stages.count(models, micro_batch, losses, time.perf_counter() - called)
                     return losses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -15,6 +16,7 @@ from preceptor_service.scoring.pool import Losses, ScorerLostError
 
 AFTER_S = 0.01
 ENOUGH_S = 20.0
+NEVER = math.inf
 
 
 def losses(value: float) -> Losses:
@@ -63,7 +65,7 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def test_a_scorer_that_hangs_is_not_waited_for() -> None:
     async def scenario() -> None:
         scorers = Scorers(None, losses(2))
-        answer, asked = await Hedging(AFTER_S).first(scorers.ask)
+        answer, asked = await Hedging(AFTER_S).first(scorers.ask, NEVER)
         assert answer.learner is not None
         assert (answer.learner[0], asked, scorers.asked) == (2, 2, 2)
         await asyncio.sleep(0)
@@ -77,7 +79,7 @@ def test_an_answer_that_comes_in_good_time_is_asked_for_once() -> None:
         scorers = Scorers(losses(1))
         hedging = Hedging(ENOUGH_S)
         for _ in range(5):
-            assert (await hedging.first(scorers.ask))[1] == 1
+            assert (await hedging.first(scorers.ask, NEVER))[1] == 1
         assert scorers.asked == 5
 
     run(scenario)
@@ -86,7 +88,7 @@ def test_an_answer_that_comes_in_good_time_is_asked_for_once() -> None:
 def test_where_there_is_one_scorer_it_is_asked_once_however_long_it_takes() -> None:
     async def scenario() -> None:
         scorers = Scorers(None)
-        asking = asyncio.create_task(Hedging(None).first(scorers.ask))
+        asking = asyncio.create_task(Hedging(None).first(scorers.ask, NEVER))
         await asyncio.wait({asking}, timeout=10 * AFTER_S)
         assert scorers.asked == 1
         scorers.wake.set()
@@ -98,7 +100,7 @@ def test_where_there_is_one_scorer_it_is_asked_once_however_long_it_takes() -> N
 def test_a_second_scorer_that_is_lost_leaves_the_first_to_answer() -> None:
     async def scenario() -> None:
         scorers = Scorers(None, ScorerLostError("killed"))
-        asking = asyncio.create_task(Hedging(AFTER_S).first(scorers.ask))
+        asking = asyncio.create_task(Hedging(AFTER_S).first(scorers.ask, NEVER))
         await scorers.until_asked(2)
         scorers.wake.set()
         answer, _ = await asking
@@ -111,7 +113,7 @@ def test_a_second_scorer_that_is_lost_leaves_the_first_to_answer() -> None:
 def test_when_all_that_were_asked_are_lost_it_says_so() -> None:
     async def scenario() -> None:
         with pytest.raises(ScorerLostError):
-            await Hedging(AFTER_S).first(Scorers(ScorerLostError("killed")).ask)
+            await Hedging(AFTER_S).first(Scorers(ScorerLostError("killed")).ask, NEVER)
 
     run(scenario)
 
@@ -120,7 +122,7 @@ def test_an_error_of_a_scorer_is_the_answer() -> None:
     async def scenario() -> None:
         scorers = Scorers(None, InvalidSuperBatchError("wrong"))
         with pytest.raises(InvalidSuperBatchError):
-            await Hedging(AFTER_S).first(scorers.ask)
+            await Hedging(AFTER_S).first(scorers.ask, NEVER)
         await asyncio.sleep(0)
         assert scorers.given_up == 1
 
@@ -131,7 +133,7 @@ def test_scorers_that_all_hang_are_asked_a_bounded_number_of_times() -> None:
     async def scenario() -> None:
         scorers = Scorers(None)
         hedging = Hedging(AFTER_S / 10)
-        asking = [asyncio.create_task(hedging.first(scorers.ask)) for _ in range(40)]
+        asking = [asyncio.create_task(hedging.first(scorers.ask, NEVER)) for _ in range(40)]
         await scorers.until_asked(40 + 16)
         await asyncio.wait(asking, timeout=10 * AFTER_S)
         assert scorers.asked == 40 + 16
@@ -149,11 +151,36 @@ def test_where_scorers_are_slow_the_others_are_not_asked_sooner_than_four_times_
             await asyncio.sleep(50 * AFTER_S)
             return losses(1)
 
-        await hedging.first(slow)
+        await hedging.first(slow, NEVER)
         scorers = Scorers(None)
-        asking = asyncio.create_task(hedging.first(scorers.ask))
+        asking = asyncio.create_task(hedging.first(scorers.ask, NEVER))
         await asyncio.wait({asking}, timeout=50 * AFTER_S)
         assert scorers.asked == 1
+        scorers.wake.set()
+        await asking
+
+    run(scenario)
+
+
+def test_where_scorers_are_slow_another_one_is_asked_while_there_is_time() -> None:
+    async def scenario() -> None:
+        hedging = Hedging(ENOUGH_S)
+        scorers = Scorers(None, losses(2))
+        answer, asked = await hedging.first(scorers.ask, asyncio.get_running_loop().time() + 20 * AFTER_S)
+        assert answer.learner is not None
+        assert (answer.learner[0], asked) == (2, 2)
+
+    run(scenario)
+
+
+def test_the_end_of_the_time_asks_no_third_scorer() -> None:
+    async def scenario() -> None:
+        scorers = Scorers(None)
+        asking = asyncio.create_task(
+            Hedging(ENOUGH_S).first(scorers.ask, asyncio.get_running_loop().time() + 2 * AFTER_S)
+        )
+        await asyncio.wait({asking}, timeout=10 * AFTER_S)
+        assert scorers.asked == 2
         scorers.wake.set()
         await asking
 
@@ -163,7 +190,7 @@ def test_where_scorers_are_slow_the_others_are_not_asked_sooner_than_four_times_
 def test_giving_up_gives_up_every_attempt() -> None:
     async def scenario() -> None:
         scorers = Scorers(None)
-        asking = asyncio.create_task(Hedging(AFTER_S).first(scorers.ask))
+        asking = asyncio.create_task(Hedging(AFTER_S).first(scorers.ask, NEVER))
         await scorers.until_asked(2)
         asking.cancel()
         await asyncio.wait({asking})

@@ -7,6 +7,7 @@ waits for any more. Called by the pipeline, on its event loop.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -26,7 +27,8 @@ class Hedging:
     """Decides when a second scorer is asked, and takes the first answer.
 
     Not before `after_s`, nor before four times what the latest 64 answers took (their median, without loads of
-    weights): where all scorers are slow, asking twice would make them slower. Second questions are at most one in
+    weights): where all scorers are slow, asking twice would make them slower. But the first time no later than
+    after half of the time that is left: a second scorer needs the rest. Second questions are at most one in
     twenty micro-batches, and 16 at once.
 
     Args:
@@ -38,8 +40,14 @@ class Hedging:
         self._took_s: deque[float] = deque(maxlen=_REMEMBERED)
         self._left = _AT_ONCE
 
-    async def first(self, ask: Callable[[], Coroutine[Any, Any, Losses]]) -> tuple[Losses, int]:
+    async def first(self, ask: Callable[[], Coroutine[Any, Any, Losses]], deadline: float) -> tuple[Losses, int]:
         """Returns the first losses that a scorer gives, and how many were asked. Attempts that are late are cancelled.
+
+        Does not end at the deadline by itself.
+
+        Args:
+            ask: asks one scorer.
+            deadline: when the answer is of no use any more, on the event loop's clock.
 
         Raises:
             ScorerLostError: every scorer that was asked was lost.
@@ -50,7 +58,10 @@ class Hedging:
             attempts[asyncio.create_task(ask())] = time.perf_counter()
             asked = 1
             while True:
-                done, _ = await asyncio.wait(attempts, timeout=self._patience_s(), return_when=asyncio.FIRST_COMPLETED)
+                left_s = deadline - asyncio.get_running_loop().time() if asked == 1 else math.inf
+                done, _ = await asyncio.wait(
+                    attempts, timeout=self._patience_s(left_s), return_when=asyncio.FIRST_COMPLETED
+                )
                 for attempt in done:
                     began = attempts.pop(attempt)
                     try:
@@ -70,10 +81,11 @@ class Hedging:
                 attempt.add_done_callback(_drop)
                 attempt.cancel()
 
-    def _patience_s(self) -> float | None:
+    def _patience_s(self, left_s: float) -> float | None:
         if self._after_s is None:
             return None
-        return max(self._after_s, _TIMES_THE_MEDIAN * (median(self._took_s) if self._took_s else 0.0))
+        as_usual_s = max(self._after_s, _TIMES_THE_MEDIAN * (median(self._took_s) if self._took_s else 0.0))
+        return min(as_usual_s, max(left_s, 0.0) / 2)
 
     def _answered(self, took_s: float) -> None:
         self._took_s.append(took_s)
