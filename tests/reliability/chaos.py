@@ -70,8 +70,7 @@ class Workers:
 
     def kill(self, name: str) -> None:
         """Kills one and starts it again."""
-        self._running[name].kill()
-        self._running[name].wait()
+        _end(self._running[name])
         self._running[name] = _started(self._commands[name])
 
     def stop(self) -> None:
@@ -90,12 +89,16 @@ class Workers:
     def kill_all(self) -> None:
         """Ends what is left."""
         for process in self._running.values():
-            process.kill()
-            process.wait()
+            _end(process)
 
 
 def _started(command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with process:  # closes its pipe, and waits
+        process.kill()
 
 
 class Misfortune:
