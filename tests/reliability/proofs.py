@@ -8,15 +8,28 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT
 from benchmarks.suite import Measured, Suite
-from tests.reliability import atomic_push, chaos, credentials, fuzz, one_version, overload, resume, state_machines
+from tests.reliability import (
+    atomic_push,
+    chaos,
+    controller_down,
+    credentials,
+    fuzz,
+    one_version,
+    overload,
+    redeploys,
+    resume,
+    state_machines,
+)
 
 PROOFS: Mapping[str, Callable[[bool], Measured]] = {
     "atomic-push": atomic_push.run,
     "chaos": chaos.run,
+    "controller-down": controller_down.run,
     "credentials": credentials.run,
     "fuzz": fuzz.run,
     "one-version": one_version.run,
     "overload": overload.run,
+    "redeploys": redeploys.run,
     "resume": resume.run,
     "state-machines": state_machines.run,
 }

@@ -72,7 +72,7 @@ class Served:
         environ: dict[str, str],
         architectures: dict[str, str],
     ) -> None:
-        self.port, self.metrics_port, self.pool = _free_port(), _free_port(), pool
+        self.port, self.metrics_port, self.pool = free_port(), free_port(), pool
         self._environ = environ
         self._log = folder / "log"
         self._config = folder / "preceptor.yaml"
@@ -197,7 +197,8 @@ def serve(
             served.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
