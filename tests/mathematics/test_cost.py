@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
+from preceptor import CoTraining, RunSpec
 from preceptor_service.cost import break_even_savings, relative_compute
+from preceptor_service.cost_meter import ForwardFlops, cost_of
+from preceptor_service.method_registry import MethodRegistry
+from preceptor_service.run_counters import RunCounters
 
 # Forward multiply-adds at 224², patches of 16, in 10^9; arXiv 2312.05328 scores for a ViT-L learner at B/b = 2.
 LEARNER_L = 61.6
@@ -87,6 +92,24 @@ def test_at_break_even_both_cost_the_same(online_training: float) -> None:
 def test_a_copy_of_the_learner_itself_is_not_trained_twice() -> None:
     trained = relative_compute(0.5, 0.1, 0.0, ratio=2)
     assert relative_compute(0.5, 0.1, 0.0, ratio=2, charge_online_training=0) == pytest.approx(trained - 0.5 * 0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "updates_of_the_copy"),
+    [({}, 0.0), ({"learner_flops": 100.0}, 1.0), ({"co_training": CoTraining()}, 1.0)],
+    ids=["the learner itself", "a smaller model", "co-trained"],
+)
+def test_a_run_is_charged_for_updates_of_the_copy_where_it_is_a_model_of_its_own(
+    settings: dict[str, Any], updates_of_the_copy: float
+) -> None:
+    spec = RunSpec("charged", model="small_cnn", score="hard_learner", **settings)
+    counters = RunCounters(super_batches=1, candidates=40, selected=20, learner_rows=40)
+    cost = cost_of(spec, MethodRegistry().rule(spec.score), ForwardFlops(100.0), counters)
+
+    assert cost is not None
+    assert cost.compute_ratio == pytest.approx(
+        relative_compute(cost.expected_savings, 1.0, 0.0, ratio=2, charge_online_training=updates_of_the_copy)
+    )
 
 
 def test_a_reference_as_dear_as_the_whole_training_never_pays() -> None:

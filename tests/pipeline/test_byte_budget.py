@@ -70,6 +70,21 @@ def test_holders_and_waiters_cancelled_in_one_tick_leave_nothing_held() -> None:
     asyncio.run(scenario())
 
 
+def test_a_waiter_cancelled_in_the_tick_of_its_turn_holds_nothing() -> None:
+    async def scenario() -> None:
+        budget = ByteBudget(10)
+        await budget.take(8, "a")
+        waiting = asyncio.create_task(budget.take(8, "b"))
+        await _settle()
+        budget.release(8, "a")  # its turn has come, and it has not heard of it
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert waiting.cancelled()
+        assert budget.held_bytes == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_cancelled_waiter_frees_its_place() -> None:
     async def scenario() -> None:
         budget, log, release = ByteBudget(10), list[str](), asyncio.Event()

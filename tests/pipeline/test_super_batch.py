@@ -49,6 +49,13 @@ def test_an_example_id_may_follow() -> None:
         assert list(decode(sent, COLUMNS, ROWS).columns) == ["image", "label"]
 
 
+def test_an_example_id_that_is_no_text_is_refused() -> None:
+    sent = bytes(encode({"image": IMAGES, "label": LABELS}, example_id=np.array(["a", "b", "c", "d", "zzz"])).body)
+    assert sent.count(b"zzz") == 1
+    with pytest.raises(InvalidSuperBatchError, match=r"not valid Arrow.*UTF8"):
+        decode(sent.replace(b"zzz", b"z\xffz"), COLUMNS, ROWS)
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
