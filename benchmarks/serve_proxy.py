@@ -20,7 +20,8 @@ from preceptor_service.config import parse_config
 from preceptor_service.drawing import Draw
 from preceptor_service.gateway import translate
 from preceptor_service.models import ArchitectureRegistry
-from preceptor_service.pipeline import Arrived, Pipeline
+from preceptor_service.pipeline import Pipeline
+from preceptor_service.selected import Arrived
 from preceptor_service.run_store import RunStore
 from preceptor_service.runs import RunRegistry
 from preceptor_service.scoring.hedging import Hedging

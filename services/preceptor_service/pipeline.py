@@ -9,30 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preceptor.errors import DeadlineExceededError, InvalidSuperBatchError, ScorersUnavailableError
 from preceptor_service.byte_budget import ByteBudget
-from preceptor_service.co_trainer import CoTrainer
-from preceptor_service.co_training.blocks import Handout
-from preceptor_service.co_training.journal import Answer, Columns, Reader
-from preceptor_service.drawing import Draw, drawn_by_score, drawn_for_reference, drawn_uniformly
+from preceptor_service.drawing import Draw, drawn_by_score, drawn_uniformly
+from preceptor_service.handing_out import given_before, handed_out
 from preceptor_service.memory_bank.ids import Ids, as_ids
 from preceptor_service.reference_losses import ReferenceLosses
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
 from preceptor_service.schedule import count_by_score
 from preceptor_service.scoring.hedging import Hedging
 from preceptor_service.scoring.pool import Losses, MicroBatch, ScorerLostError, ScorerPool, ScoringModels
-from preceptor_service.super_batch import Body, SuperBatch, decode
-from preceptor_service.weight_store import WeightsVersion
-
-FallbackReason = Literal["stale", "deadline", "scorers"]
-"""Why a draw was uniform: the learner copy was too old, the answer would have been too late, scorers were lost."""
+from preceptor_service.selected import Arrived, FallbackReason, Scored, Selected, Stages
+from preceptor_service.super_batch import SuperBatch, decode
 
 _RESCORE_WAITS_S = (0.0, 0.1, 0.3, 1.0, 1.0)
 """Pauses after each try of one micro-batch. One that kills every scorer it meets must not go on for ever."""
@@ -41,96 +35,6 @@ _LEAST_CHARGE_BYTES = 1024 * 1024
 """What a small micro-batch counts as, or 1/64 of the budget: many tiny ones keep a scorer busy, too."""
 _ROWS_DRAWN_HERE = 16_384
 """Up to here a draw takes 0.2 ms, less than the way to another thread and back."""
-
-
-@dataclass
-class Stages:
-    """Where the time of one super-batch went, in seconds.
-
-    Attributes:
-        decode_s, losses_s, select_s: the stages, one after the other.
-        wait_s: micro-batches waiting for the budget of bytes in flight, summed.
-        forward_s, load_s: forward passes and loads of weights at scorers, summed over micro-batches.
-        queue_s: the rest of their time at scorers and on the way there and back, summed.
-        micro_batches: how many were scored.
-        rescored_micro_batches: how many of them more than once.
-        learner_rows, reference_rows: of the forward passes of learner copy and reference, or of both references,
-            padding included; what both share is the learner copy's. Of passes that came to nothing they know nothing.
-        reference_losses_found, reference_losses_missing: candidates that the run's table had, and had not.
-    """
-
-    decode_s: float = 0.0
-    losses_s: float = 0.0
-    select_s: float = 0.0
-    wait_s: float = 0.0
-    forward_s: float = 0.0
-    load_s: float = 0.0
-    queue_s: float = 0.0
-    micro_batches: int = 0
-    rescored_micro_batches: int = 0
-    learner_rows: int = 0
-    reference_rows: int = 0
-    reference_losses_found: int = 0
-    reference_losses_missing: int = 0
-
-    def count(self, models: ScoringModels, micro_batch: MicroBatch, losses: Losses, called_s: float) -> None:
-        """Counts a micro-batch whose losses came `called_s` after it was handed to a scorer."""
-        self.micro_batches += 1
-        by_learner = sum(ref == models.learner for ref, _ in models.forward_passes)
-        self.learner_rows += by_learner * micro_batch.rows
-        self.reference_rows += (len(models.forward_passes) - by_learner) * micro_batch.rows
-        self.forward_s += losses.forward_s
-        self.load_s += losses.load_s
-        self.queue_s += max(0.0, called_s - losses.forward_s - losses.load_s)
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """A super-batch as it arrived: its body, B as announced, and when it must be answered (event loop's clock).
-
-    `digest` names the body, as the client chose it.
-    """
-
-    body: Body
-    rows: int
-    deadline: float
-    digest: bytes = b""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What was measured of B candidates, and their scores: float32 `[B]`, None where the rule does not need it."""
-
-    learner_losses: NDArray[np.float32] | None
-    learner_gradient_norms: NDArray[np.float32] | None
-    reference_losses: NDArray[np.float32] | None
-    scores: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Selected:
-    """The sub-batch: int64 `[b]` positions in the order drawn, and the float32 `[B]` scores behind it.
-
-    `weights` are importance weights, float32 `[b]`; empty where the run's selector has none.
-    `scores` is empty where nothing was scored and the draw was uniform: as a `fallback`, for the reason that it gives,
-    or by the run's schedule. `example_id` is the trainer's, an Arrow array `[B]` of int64 or string, or None.
-    `is_repeat` says that a co-trained run handed it out before.
-    """
-
-    indices: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    weights: NDArray[np.float32]
-    pinned: Pinned
-    fallback: FallbackReason | None
-    non_finite_count: int
-    example_id: Any = None
-    stages: Stages = field(default_factory=Stages)
-    is_repeat: bool = False
-
-    @property
-    def is_fallback(self) -> bool:
-        """Whether nothing was scored, or not in time."""
-        return self.fallback is not None
 
 
 class Pipeline:
@@ -182,13 +86,13 @@ class Pipeline:
             PreceptorError: of a co-trained run, also as `CoTrainer.hand_out`.
         """
         stages = Stages()
-        if run.co_trainer is not None and (given := await _given_before(run.co_trainer, pinned, arrived, draw)):
+        if run.co_trainer is not None and (given := await given_before(run.co_trainer, pinned, arrived, draw)):
             return given
         super_batch = await self._decoded(run, arrived, stages)
         _check_size(draw, super_batch)
         selected = await self._selected(run, pinned, super_batch, arrived.deadline, draw, stages)
         if run.co_trainer is not None:
-            selected = await _handed_out(run, run.co_trainer, selected, super_batch, arrived, draw)
+            selected = await handed_out(run, run.co_trainer, selected, super_batch, arrived, draw)
         return selected
 
     async def _selected(
@@ -395,62 +299,6 @@ def _drawn_uniformly(
     """Unscored: as a fallback, which is marked, or because the run's schedule says so."""
     indices, weights = drawn_uniformly(run.spec, run.selector, super_batch.rows, draw)
     return Selected(indices, _NOTHING, weights, pinned, fallback, 0, super_batch.example_id, stages)
-
-
-async def _given_before(co_trainer: CoTrainer, pinned: Pinned, arrived: Arrived, draw: Draw) -> Selected | None:
-    """Returns the answer to a step that the online model is trained on; None where it is not."""
-    handout = Handout(draw.step, draw.rank)
-    co_trainer.check(handout)
-    answer = await co_trainer.answer(handout, _identity(arrived, draw))
-    return None if answer is None else _repeated(answer, pinned, draw.step)
-
-
-async def _handed_out(
-    run: ActiveRun,
-    co_trainer: CoTrainer,
-    selected: Selected,
-    super_batch: SuperBatch,
-    arrived: Arrived,
-    draw: Draw,
-) -> Selected:
-    """Has the online model train on the sub-batch; returns it, or what was handed out as that step before."""
-    learner = selected.pinned.learner
-    answer = Answer(
-        identity=_identity(arrived, draw),
-        indices=selected.indices,
-        scores=selected.scores,
-        weights=selected.weights,
-        learner_version=learner.version if learner else None,
-        learner_step=learner.step if learner else None,
-        fallback=selected.fallback,
-        non_finite_count=selected.non_finite_count,
-    )
-    rows: dict[Reader, Columns] = {"online": super_batch.take(selected.indices).columns}
-    if run.spec.co_training is not None and (count := run.spec.co_training.reference_examples):
-        drawn = drawn_for_reference(run.spec, super_batch.rows, draw, count)
-        rows["reference"] = super_batch.take(drawn).columns
-    given = await co_trainer.hand_out(Handout(draw.step, draw.rank), rows, answer, arrived.deadline)
-    return selected if given is answer else _repeated(given, selected.pinned, draw.step)
-
-
-def _repeated(answer: Answer, pinned: Pinned, step: int) -> Selected:
-    """Returns a draw that was made before, and what was known of it."""
-    if answer.learner_version is not None and answer.learner_step is not None:
-        learner = WeightsVersion(answer.learner_version, answer.learner_step, "", 0, 0.0)
-        pinned = replace(pinned, learner=learner, staleness_steps=step - learner.step)
-    return Selected(
-        answer.indices,
-        answer.scores,
-        answer.weights,
-        pinned,
-        cast("FallbackReason | None", answer.fallback),
-        answer.non_finite_count,
-        is_repeat=True,
-    )
-
-
-def _identity(arrived: Arrived, draw: Draw) -> str:
-    return f"{draw.sub_batch_size}/{arrived.digest.hex()}"
 
 
 def _measured(parts: list[Losses], folds: NDArray[np.int64] | None) -> dict[str, NDArray[np.float32] | None]:

@@ -14,7 +14,7 @@ class RunCounters:
         candidates, selected: offered and handed out, by `Select` and by the memory bank.
         forward_s, answer_s, co_training_s: seconds of forward passes that scored; from header to answer; of scorers
             that trained what the run co-trains.
-        learner_rows, reference_rows: of the forward passes that scored, as in `pipeline.Stages`: of what was drawn
+        learner_rows, reference_rows: of the forward passes that scored, as in `selected.Stages`: of what was drawn
             unscored there are none.
         reference_losses_found, reference_losses_missing: candidates that the run's table had, and had not.
     """

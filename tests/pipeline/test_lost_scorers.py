@@ -14,7 +14,7 @@ from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.columns import ColumnSpec
 from preceptor_service.drawing import Draw
 from preceptor_service.method_registry import SCORE_RULES, SELECTORS
-from preceptor_service.pipeline import Arrived, Pipeline, Selected
+from preceptor_service.pipeline import Pipeline
 from preceptor_service.randomness import uniforms
 from preceptor_service.run_store import RunRecord
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
@@ -30,6 +30,7 @@ from preceptor_service.scoring.pool import (
     Trained,
     Training,
 )
+from preceptor_service.selected import Arrived, Selected
 from preceptor_service.selectors import SelectorSettings, top_k, uniform
 
 LABELS = np.arange(10)

@@ -17,10 +17,10 @@ from preceptor_service.ledger.ledger import Ledger
 from preceptor_service.ledger.ledger_store import LedgerStore
 from preceptor_service.method_registry import SCORE_RULES, SELECTORS
 from preceptor_service.metrics import GatewayMetrics
-from preceptor_service.pipeline import Selected
 from preceptor_service.run_store import RunRecord
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.scoring.pool import ScoringModels
+from preceptor_service.selected import Selected
 from preceptor_service.storage.directory import DirectoryStorage
 from tests.service import digits
 

@@ -13,8 +13,8 @@ from preceptor_service.ledger.entries import Entry
 from preceptor_service.memory_bank.bank import Put, Sample
 from preceptor_service.memory_bank.bank_store import Answer
 from preceptor_service.memory_bank.ids import Ids, are_texts, as_texts
-from preceptor_service.pipeline import Selected
 from preceptor_service.runs import Pinned
+from preceptor_service.selected import Selected
 
 _NO_INDICES = np.empty(0, np.int64)
 _NO_WEIGHTS = np.empty(0, np.float32)

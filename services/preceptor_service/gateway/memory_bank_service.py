@@ -19,9 +19,10 @@ from preceptor_service.gateway.uploads import Uploads
 from preceptor_service.memory_bank.bank import BANK_DOMAIN, Key, Put
 from preceptor_service.memory_bank.bank_store import Answer
 from preceptor_service.memory_bank.memory_banks import MemoryBanks
-from preceptor_service.pipeline import Arrived, Pipeline
+from preceptor_service.pipeline import Pipeline
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
 from preceptor_service.schedule import is_held_back
+from preceptor_service.selected import Arrived
 
 Context: TypeAlias = grpc.aio.ServicerContext
 

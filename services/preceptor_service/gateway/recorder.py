@@ -16,10 +16,10 @@ from preceptor_service.ledger.ledger import Ledger
 from preceptor_service.memory_bank.bank import Put, Sample
 from preceptor_service.memory_bank.bank_store import Answer
 from preceptor_service.metrics import LEDGER_LOSSES, SERVICE_CODES, STAGES, GatewayMetrics
-from preceptor_service.pipeline import FallbackReason, Selected, Stages
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.schedule import is_held_back
 from preceptor_service.scoring.pool import Trained
+from preceptor_service.selected import FallbackReason, Selected, Stages
 from preceptor_service.weight_store import Role
 
 

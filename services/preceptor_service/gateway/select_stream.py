@@ -32,9 +32,10 @@ from preceptor_service.gateway.body import Body, check_body_bytes, check_rows
 from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.status import as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
-from preceptor_service.pipeline import Arrived, Pipeline
+from preceptor_service.pipeline import Pipeline
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.schedule import is_held_back
+from preceptor_service.selected import Arrived
 from preceptor_service.tracing import Arrival, Tracing
 
 _MAX_SUPER_BATCHES = 64

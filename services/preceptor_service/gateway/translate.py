@@ -16,9 +16,9 @@ from preceptor.v1 import memory_bank_pb2, run_pb2, selection_pb2, weights_pb2
 from preceptor_service.cost_meter import Cost
 from preceptor_service.memory_bank.bank import Put, Sample
 from preceptor_service.memory_bank.ids import are_texts, as_texts
-from preceptor_service.pipeline import Scored, Selected, Stages
 from preceptor_service.reported_metrics import Reported
 from preceptor_service.runs import ActiveRun, Pinned
+from preceptor_service.selected import Scored, Selected, Stages
 from preceptor_service.weight_store import WeightsVersion
 
 

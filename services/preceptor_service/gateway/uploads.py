@@ -15,8 +15,9 @@ from preceptor.v1 import memory_bank_pb2, selection_pb2
 from preceptor_service.config import GatewayConfig
 from preceptor_service.gateway.admission import Admission
 from preceptor_service.gateway.body import Body, check_body_bytes, check_rows, next_message
-from preceptor_service.pipeline import Arrived, Pipeline
+from preceptor_service.pipeline import Pipeline
 from preceptor_service.runs import ActiveRun, Pinned
+from preceptor_service.selected import Arrived
 
 Requests = AsyncIterator[selection_pb2.ScoreRequest] | AsyncIterator[memory_bank_pb2.RememberRequest]
 Header = selection_pb2.ScoreHeader | memory_bank_pb2.RememberHeader
