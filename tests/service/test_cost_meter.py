@@ -152,15 +152,14 @@ def ready(client: SelectionClient, run_id: str, **settings: Any) -> Run:
     return run
 
 
-def test_padding_is_charged_and_little(by_default: SelectionClient) -> None:
-    run = ready(by_default, "padded")
-    for step, (rows, forwarded) in enumerate(((130, 136), (320, 320), (600, 512 + 88))):
-        run.select(digits.candidates(step, rows), sub_batch_size=64, step=step)
+@pytest.mark.parametrize("score", ["learnability", "hard_learner", "easy_reference"])
+def test_padding_is_charged_and_little(by_default: SelectionClient, score: str) -> None:
+    for rows, forwarded in ((130, 136), (320, 320), (600, 512 + 88)):
+        run = ready(by_default, f"padded-{rows}-{score.replace('_', '-')}", score=score)
+        run.select(digits.candidates(0, rows), sub_batch_size=64, step=0)
         cost = run.status().cost
         assert cost is not None
         assert cost.ratio * run.status().selected == pytest.approx(forwarded)
-        by_default.delete_run("padded")
-        run = ready(by_default, "padded")
 
 
 def test_nothing_is_charged_before_something_was_scored(by_default: SelectionClient) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from preceptor import Run, Selection, SelectionClient
 from preceptor.v1 import weights_pb2
 from tests.service import digits
+from tests.service.architectures import Gate
 from tests.service.conftest import Control, Store
 from tests.service.raw import RawCall, RawChannel, push_messages
 
@@ -96,6 +97,21 @@ def test_a_push_is_invisible_before_its_commit(raw: RawChannel, run: Run, servic
     answer = call.receive()
     assert (answer.replicas_loaded, answer.replicas_asked) == (1, 1)
     assert run.select(digits.candidates(0), sub_batch_size=4, step=2).learner_version == 2
+
+
+def test_a_super_batch_under_way_keeps_its_version_whatever_is_pushed(gated_run: Run, gate: Gate) -> None:
+    batch = digits.gated_candidates(0)
+    before = gated_run.select(batch, sub_batch_size=4, step=1)
+    arrived = gate.arrived
+    gate.close()
+    under_way = gated_run.submit(batch, sub_batch_size=4, step=2)
+    gate.wait_for(arrived + 1)
+    gated_run.push_weights(digits.gated_weights(2), step=1)
+    gate.open()
+    selection = under_way.result(30)
+    assert (selection.learner_version, selection.learner_step, selection.staleness_steps) == (1, 0, 2)
+    assert selection.scores.tolist() == before.scores.tolist()
+    assert gated_run.select(batch, sub_batch_size=4, step=3).learner_version == 2
 
 
 def test_the_state_of_the_weights_names_what_is_kept(raw: RawChannel, run: Run) -> None:
