@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-_BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -97,20 +95,29 @@ def markdown(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
-def table_of(text: str) -> str:
-    """Returns the generated part of a page.
+def table_of(text: str, name: str = "results") -> str:
+    """Returns the generated part of a page that has this name.
 
     Raises:
         ValueError: it has none.
     """
-    return text[text.index(_BEGIN) + len(_BEGIN) : text.index(_END)].strip("\n")
+    begin, end = _marks(name)
+    return text[text.index(begin) + len(begin) : text.index(end)].strip("\n")
+
+
+def with_table(text: str, table: str, name: str = "results") -> str:
+    """Returns a page whose generated part of this name is `table`; errors as `table_of`."""
+    begin, end = _marks(name)
+    return f"{text[: text.index(begin)]}{begin}\n{table}\n{text[text.index(end) :]}"
 
 
 def write_table(page: Path, results: Iterable[Result]) -> None:
     """Writes the table of results into its page."""
-    text = page.read_text()
-    before, after = text[: text.index(_BEGIN)], text[text.index(_END) :]
-    page.write_text(f"{before}{_BEGIN}\n{markdown(results)}\n{after}")
+    page.write_text(with_table(page.read_text(), markdown(results)))
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def _number(value: float) -> str:

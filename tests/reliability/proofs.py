@@ -18,6 +18,20 @@ from tests.reliability import (
     overload,
     redeploys,
     resume,
+    seeded_bugs,
+    state_machines,
+)
+    credentials,
+    fuzz,
+    one_version,
+    overload,
+<<<<<<< HEAD
+    redeploys,
+    resume,
+=======
+    resume,
+    seeded_bugs,
+>>>>>>> f541235 (Prove that the tests bite: forty mistakes, each caught by a named test; their table is published)
     state_machines,
 )
 
@@ -31,6 +45,7 @@ PROOFS: Mapping[str, Callable[[bool], Measured]] = {
     "overload": overload.run,
     "redeploys": redeploys.run,
     "resume": resume.run,
+    "seeded-bugs": seeded_bugs.run,
     "state-machines": state_machines.run,
 }
 """Name, as on the command line → what proves it; True: in seconds."""

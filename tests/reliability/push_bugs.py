@@ -1,4 +1,4 @@
-"""Mistakes that somebody could make in the service, by name; a proof that does not see them proves nothing.
+"""Mistakes that somebody could make in how weights become durable, by name; `atomic-push` has to see each.
 
 Each changes the modules of this process, so only a process that is thrown away may have one.
 """
@@ -67,7 +67,7 @@ def _forget_what_is_named() -> None:
     WeightStore._named_digests = lambda self: set()  # type: ignore[method-assign]
 
 
-SEEDED_BUGS: Mapping[str, Callable[[], None]] = {
+PUSH_BUGS: Mapping[str, Callable[[], None]] = {
     "publish before fsync": _publish_before_fsync,
     "leave names to chance": _leave_names_to_chance,
     "name weights before they are there": _name_weights_before_they_are_there,

@@ -27,7 +27,7 @@ from preceptor_service.config import WeightsConfig
 from preceptor_service.storage import Storage, open_storage
 from preceptor_service.weight_store import UPLOAD_GRACE_S, Role, WeightStore
 from tests.reliability.page_cache import PageCache
-from tests.reliability.seeded_bugs import SEEDED_BUGS
+from tests.reliability.push_bugs import PUSH_BUGS
 from tests.weight_store.pushing import create_run
 
 RUNS = ("first", "second", "third")
@@ -46,7 +46,7 @@ class Task:
         passes: how often it gets past there before.
         seed: of all that it does.
         limbo: an empty directory beside the store for what a power failure brings back; None: killed only.
-        bug: one of `SEEDED_BUGS` that the service has meanwhile.
+        bug: one of `PUSH_BUGS` that the service has meanwhile.
     """
 
     settings: str
@@ -151,7 +151,7 @@ def _push_until_death(task: Task) -> None:
         cache.watch()
         die = cache.fail
     if task.bug is not None:
-        SEEDED_BUGS[task.bug]()
+        PUSH_BUGS[task.bug]()
     failpoints.arm(task.point, task.passes, die)
     store = open_store(storage)
     steps = dict.fromkeys(RUNS, 0)

@@ -18,8 +18,8 @@ from tests.reliability.atomic_push import (
     points_of,
     sum_of,
 )
+from tests.reliability.push_bugs import PUSH_BUGS
 from tests.reliability.pusher import Pushers, pushers
-from tests.reliability.seeded_bugs import SEEDED_BUGS
 
 LATE: tuple[Failpoint, ...] = ("manifest-named", "version-expired", "blob-set-aside", "blob-removed")
 """Where enough was answered before to be lost."""
@@ -61,7 +61,7 @@ CAUGHT: dict[str, tuple[Death, Fault]] = {
 }
 
 
-@pytest.mark.parametrize("bug", SEEDED_BUGS)
+@pytest.mark.parametrize("bug", PUSH_BUGS)
 def test_a_service_with_a_bug_does_not_pass(processes: Pushers, bug: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     death, fault = CAUGHT[bug]
