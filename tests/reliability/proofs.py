@@ -21,19 +21,6 @@ from tests.reliability import (
     seeded_bugs,
     state_machines,
 )
-    credentials,
-    fuzz,
-    one_version,
-    overload,
-<<<<<<< HEAD
-    redeploys,
-    resume,
-=======
-    resume,
-    seeded_bugs,
->>>>>>> f541235 (Prove that the tests bite: forty mistakes, each caught by a named test; their table is published)
-    state_machines,
-)
 
 PROOFS: Mapping[str, Callable[[bool], Measured]] = {
     "atomic-push": atomic_push.run,
