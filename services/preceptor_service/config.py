@@ -60,6 +60,11 @@ class GatewayConfig(_Section):
         description="Bytes of micro-batches that scorers of one gateway hold at once, over all streams; each counts as "
         "1 MiB at least. A run that holds least is next.",
     )
+    silence_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        25.0,
+        description="Longest silence of a connection, in the middle of a body, or in taking one answer; then all that "
+        "is held for it is freed.",
+    )
     drain_s: PositiveSeconds = Field(30.0, description="Time to finish what was accepted when stopping.")
     deadline_s: PositiveSeconds = Field(20.0, description="Longest answer where a run names no deadline.")
     answer_cache_bytes: int = Field(64 * MIB, ge=0, description="Answers kept for repeated steps, over all runs.")

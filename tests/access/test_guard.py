@@ -30,6 +30,7 @@ def test_an_rpc_without_a_rule_is_denied_even_where_nobody_has_to_say_who_they_a
         AuditLog(None, to_standard_error=False),
         max_streams_per_identity=1,
         recheck_s=1.0,
+        silence_s=1.0,
         rules={},
     )
 

@@ -27,6 +27,12 @@ from preceptor.wire import methods
 
 WAIT_S = 20.0
 
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    # As the gateway's own, which lets clients look often whether it is there.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+]
+
 
 @dataclass(frozen=True)
 class Abort:
@@ -205,7 +211,7 @@ class FakeService:
         self.samples: list[memory_bank_pb2.SampleBankRequest] = []
         self.learner_version: int | None = None
         self._pool = ThreadPoolExecutor(32)
-        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(self._pool, options=_OPTIONS)
         for service in {method.service for method in methods()}:
             known = [method for method in methods() if method.service == service and method.name not in without]
             handlers = {method.name: self._handler(method) for method in known}

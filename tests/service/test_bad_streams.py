@@ -79,7 +79,7 @@ def test_a_stream_that_ends_inside_a_super_batch_is_an_error(raw: RawChannel, co
     call.half_close()
     status = call.status()
     assert (status.code, status.reason) == ("INVALID_ARGUMENT", "MESSAGE_INVALID")
-    assert "the stream ended inside a super-batch; send all of its chunks" in status.details
+    assert "the stream ended too early; send every message that the contract asks for" in status.details
 
 
 def test_a_stream_that_asks_nothing_ends_well(raw: RawChannel, control: Control) -> None:

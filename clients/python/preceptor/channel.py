@@ -38,15 +38,19 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
     # What may be sent is the gateway's to say: SelectOpened.max_chunk_bytes.
     ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    # A trainer may train for long between two super-batches, and has to know that its gateway is gone all the same.
+    ("grpc.http2.max_pings_without_data", 0),
     # gRPC cannot resend a stream; stream.py and weights.py resume with idempotent identities instead.
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # It is also how long one try to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 4_000),
     # Without its own pool a client inherits the connection and the back-off of another client in the process.
     ("grpc.use_local_subchannel_pool", 1),
 ]
+
+_SHORTEST_SILENCE_S, _LONGEST_SILENCE_S = 4.0, 12.0
 
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_LAST_S = 2.0
@@ -150,12 +154,14 @@ class Connection:
         token: sent as `authorization: Bearer`; refused without TLS unless the host is this machine. A function is
             asked before each call, from any thread, for a token that may have been renewed; it must not block.
         tls: None for plaintext.
+        timeout_s: of most calls. After half of it, at least 4 s and at most 12 s, a silent connection is given up, so
+            that there is time to ask elsewhere.
 
     Raises:
         ValueError: `target` is not `"host:port"`, or a token would travel in the clear.
     """
 
-    def __init__(self, target: str, token: str | Callable[[], str] | None, tls: Tls | None) -> None:
+    def __init__(self, target: str, token: str | Callable[[], str] | None, tls: Tls | None, timeout_s: float) -> None:
         host = _host(target)
         if token is not None and tls is None and not _is_loopback(host):
             raise ValueError(
@@ -166,12 +172,13 @@ class Connection:
         self._token = token
         self._pid = os.getpid()
         self._closed = False
+        options = [*_OPTIONS, *_heartbeat(timeout_s)]
         if tls is None:
-            self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+            self._channel = grpc.insecure_channel(target, options=options)
         else:
             credentials = grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate_chain)
             named = [] if tls.server_name is None else [("grpc.ssl_target_name_override", tls.server_name)]
-            self._channel = grpc.secure_channel(target, credentials, options=[*_OPTIONS, *named])
+            self._channel = grpc.secure_channel(target, credentials, options=[*options, *named])
         self._calls = {name: self._callable(method) for name, method in _METHODS.items()}
         # By hand, since a trainer's installation has no stubs of grpc.health.v1: the request for all services is empty.
         self._health = self._channel.unary_unary(_HEALTH_PATH, lambda _: b"", lambda answer: answer == _SERVING)
@@ -326,6 +333,14 @@ class Connection:
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.response.FromString,
         )
+
+
+def _heartbeat(timeout_s: float) -> list[tuple[str, int]]:
+    """Pings after half of the longest silence; the rest of it is for the answer."""
+    half_ms = round(500 * min(_LONGEST_SILENCE_S, max(_SHORTEST_SILENCE_S, timeout_s / 2)))
+    # gRPC 1.85 waits for ping_timeout_ms, a minute by default, and older ones for keepalive_timeout_ms.
+    names = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    return [(name, half_ms) for name in names]
 
 
 def _host(target: str) -> str:

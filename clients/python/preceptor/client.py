@@ -51,7 +51,7 @@ class SelectionClient:
         self, target: str, token: str | Callable[[], str] | None = None, tls: Tls | None = None, timeout_s: float = 30.0
     ) -> None:
         self._timeout_s = _checked_timeout(timeout_s)
-        self._connection = Connection(target, token, tls)
+        self._connection = Connection(target, token, tls, self._timeout_s)
         self._lock = threading.Lock()
         # By run id and the time of its creation: a deleted run's name may come to life again, as another run.
         self._streams: dict[str, tuple[tuple[int, int], SelectStream]] = {}

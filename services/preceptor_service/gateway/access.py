@@ -58,6 +58,7 @@ class GatewayAccess:
             self._audit,
             config.limits.max_streams_per_identity,
             config.auth.recheck_s if config.auth is not None else _NEVER_S,
+            config.gateway.silence_s,
         )
         self._refreshing: asyncio.Task[None] | None = None
         metrics.insecure.set(config.is_insecure)

@@ -9,14 +9,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from preceptor.errors import InvalidMessageError, InvalidSuperBatchError, TooLargeError
+from preceptor.errors import InvalidMessageError, InvalidSuperBatchError, TooLargeError, UnavailableError
 from preceptor.v1 import selection_pb2
 from preceptor_service.config import GatewayConfig
 
 RequestT = TypeVar("RequestT")
-
-UPLOAD_IDLE_S = 60.0
-"""Longest silence in the middle of an upload before the call is given up."""
 
 
 def check_body_bytes(body_bytes: int, config: GatewayConfig) -> None:
@@ -117,16 +114,19 @@ class Body:
         return self._bytes
 
 
-async def next_message(requests: AsyncIterator[RequestT]) -> RequestT:
+async def next_message(requests: AsyncIterator[RequestT], silence_s: float) -> RequestT:
     """Returns the next message of a stream that is in the middle of something.
 
     Raises:
-        InvalidMessageError: the stream ended, or nothing came within `UPLOAD_IDLE_S`.
+        InvalidMessageError: the stream ended.
+        UnavailableError: nothing came within `silence_s`; to be repeated, for the sender cannot help it.
     """
     try:
-        async with asyncio.timeout(UPLOAD_IDLE_S):
+        async with asyncio.timeout(silence_s):
             return await anext(requests)
     except StopAsyncIteration:
         raise InvalidMessageError("the stream ended too early; send every message that the contract asks for") from None
     except TimeoutError:
-        raise InvalidMessageError(f"nothing came for {UPLOAD_IDLE_S:g} s in the middle of a call") from None
+        raise UnavailableError(
+            f"nothing came for {silence_s:g} s in the middle of a call; connect again and repeat it"
+        ) from None

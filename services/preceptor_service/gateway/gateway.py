@@ -83,7 +83,7 @@ class Gateway:
             SelectionService(
                 runs, pipeline, admission, uploads, config.gateway, metrics, recorder, tracing, ReportedMetrics(storage)
             ),
-            WeightsService(runs, weight_store, recorder),
+            WeightsService(runs, weight_store, recorder, config.gateway.silence_s),
             LedgerService(runs, self._ledger, ledger_store),
             MemoryBankService(runs, pipeline, uploads, self._banks, recorder),
             self._access.guard,

@@ -48,6 +48,7 @@ class Guard:
         audit: takes a line for each push, creation and deletion, and each reading of a ledger.
         max_streams_per_identity: open streaming calls of one caller.
         recheck_s: longest time until an open stream notices that its caller lost a right.
+        silence_s: how long the first message of a stream may take.
         rules: by path; for tests.
     """
 
@@ -58,6 +59,7 @@ class Guard:
         audit: AuditLog,
         max_streams_per_identity: int,
         recheck_s: float,
+        silence_s: float,
         rules: Mapping[str, Rule] = RULES,
     ) -> None:
         self._authenticator = authenticator
@@ -65,6 +67,7 @@ class Guard:
         self._audit = audit
         self._max_streams = max_streams_per_identity
         self._recheck_s = recheck_s
+        self._silence_s = silence_s
         self._rules = rules
         self._streams: Counter[str] = Counter()
         self._creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -136,7 +139,7 @@ class Guard:
                     return await call.while_allowed(implementation(call.first, context))
                 requests = request()
                 if self._authenticator.is_required:
-                    await call.authorise(await next_message(requests))
+                    await call.authorise(await next_message(requests, self._silence_s))
                     work = implementation(call.watched(requests), context)
                 else:
                     work = implementation(call.noted(requests), context)

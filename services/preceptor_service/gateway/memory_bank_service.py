@@ -46,7 +46,7 @@ class MemoryBankService:
         self, requests: AsyncIterator[memory_bank_pb2.RememberRequest], context: Context
     ) -> memory_bank_pb2.RememberResponse:
         """Scores one super-batch and puts it into the bank."""
-        first = await next_message(requests)
+        first = await next_message(requests, self._uploads.silence_s)
         if first.WhichOneof("kind") != "header":
             raise InvalidMessageError("the stream does not start with RememberHeader; send it first")
         header = first.header

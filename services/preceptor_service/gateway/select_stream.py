@@ -21,6 +21,7 @@ from preceptor.errors import (
     OverloadedError,
     PreceptorError,
     RunNotFoundError,
+    UnavailableError,
 )
 from preceptor.v1 import selection_pb2
 from preceptor_service.config import GatewayConfig
@@ -28,7 +29,7 @@ from preceptor_service.drawing import Draw
 from preceptor_service.gateway import translate
 from preceptor_service.gateway.admission import Admission, Room
 from preceptor_service.gateway.answer_cache import AnswerCache, StepKey
-from preceptor_service.gateway.body import Body, check_body_bytes, check_rows
+from preceptor_service.gateway.body import Body, check_body_bytes, check_rows, next_message
 from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.status import as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
@@ -107,6 +108,7 @@ class SelectStream:
             TooLargeError: a super-batch above the limit was announced.
             RunNotFoundError: the run was deleted.
             GatewayDrainingError: every accepted super-batch was answered, and the gateway goes away.
+            UnavailableError: the client was silent inside a super-batch, or took no answer, for `silence_s`.
         """
         limits = selection_pb2.SelectOpened(
             window_bytes=self._config.window_bytes,
@@ -144,7 +146,7 @@ class SelectStream:
     ) -> None:
         arriving: _Arriving | None = None
         try:
-            async for request in requests:
+            while (request := await self._next(requests, arriving)) is not None:
                 kind = request.WhichOneof("kind")
                 if kind == "super_batch" and arriving is None:
                     arriving = await self._announced(request.super_batch, context)
@@ -161,8 +163,14 @@ class SelectStream:
         finally:
             if arriving is not None and arriving.room is not None:
                 arriving.room.release()
+
+    async def _next(
+        self, requests: AsyncIterator[selection_pb2.SelectRequest], arriving: _Arriving | None
+    ) -> selection_pb2.SelectRequest | None:
+        """Returns the next message, which inside a super-batch comes soon; None where the stream ends."""
         if arriving is not None:
-            raise InvalidMessageError("the stream ended inside a super-batch; send all of its chunks")
+            return await next_message(requests, self._config.silence_s)
+        return await anext(requests, None)
 
     async def _announced(self, header: selection_pb2.SuperBatchHeader, context: grpc.aio.ServicerContext) -> _Arriving:
         """Finds room for a super-batch, or refuses it at once; meanwhile nothing more of the stream is read."""
@@ -300,8 +308,12 @@ class SelectStream:
 
     async def _send(self, context: grpc.aio.ServicerContext, response: selection_pb2.SelectResponse) -> None:
         """Writes one message; reader and writer both do, and gRPC takes one at a time."""
-        async with self._writing:
-            await context.write(response)
+        silence_s = self._config.silence_s
+        try:
+            async with asyncio.timeout(silence_s), self._writing:
+                await context.write(response)
+        except TimeoutError:
+            raise UnavailableError(f"no answer was taken for {silence_s:g} s; connect again and read them") from None
 
 
 def _check_header(header: selection_pb2.SuperBatchHeader, config: GatewayConfig) -> None:

@@ -119,27 +119,29 @@ class SelectionService:
             )
         self._streams += 1
         self._metrics.streams.inc()
-        try:
-            first = await self._first_message(requests)
-            if first.WhichOneof("kind") != "open":
-                raise InvalidMessageError("the stream does not start with SelectOpen; send it first")
-            run = await self._runs.get(first.open.run_id)
-            stream = SelectStream(
-                run,
-                first.open.observed_learner_version,
-                self._pipeline,
-                self._admission,
-                self._answers,
-                self._config,
-                self._metrics,
-                self._recorder,
-                self._tracing,
-            )
-            with self._one_stream_more(run.run_id):
-                await stream.serve(requests, context, self._draining)
-        finally:
-            self._streams -= 1
-            self._metrics.streams.dec()
+        # Not when we are done with it: where a trainer takes no answers, gRPC keeps one, and the status behind it.
+        context.add_done_callback(self._ended)
+        first = await self._first_message(requests)
+        if first.WhichOneof("kind") != "open":
+            raise InvalidMessageError("the stream does not start with SelectOpen; send it first")
+        run = await self._runs.get(first.open.run_id)
+        stream = SelectStream(
+            run,
+            first.open.observed_learner_version,
+            self._pipeline,
+            self._admission,
+            self._answers,
+            self._config,
+            self._metrics,
+            self._recorder,
+            self._tracing,
+        )
+        with self._one_stream_more(run.run_id):
+            await stream.serve(requests, context, self._draining)
+
+    def _ended(self, context: Context) -> None:
+        self._streams -= 1
+        self._metrics.streams.dec()
 
     @contextmanager
     def _one_stream_more(self, run_id: str) -> Iterator[None]:
@@ -160,7 +162,10 @@ class SelectionService:
                 del self._streams_of_run[run_id]
 
     async def _first_message(self, requests: AsyncIterator[selection_pb2.SelectRequest]) -> selection_pb2.SelectRequest:
-        first, drain = asyncio.create_task(next_message(requests)), asyncio.create_task(self._draining.wait())
+        first, drain = (
+            asyncio.create_task(next_message(requests, self._config.silence_s)),
+            asyncio.create_task(self._draining.wait()),
+        )
         try:
             await asyncio.wait({first, drain}, return_when=asyncio.FIRST_COMPLETED)
             if not first.done():
@@ -175,7 +180,7 @@ class SelectionService:
     ) -> selection_pb2.ScoreResponse:
         """Scores one super-batch."""
         started = time.perf_counter()
-        first = await next_message(requests)
+        first = await next_message(requests, self._config.silence_s)
         if first.WhichOneof("kind") != "header":
             raise InvalidMessageError("the stream does not start with ScoreHeader; send it first")
         header = first.header

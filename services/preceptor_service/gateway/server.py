@@ -16,9 +16,9 @@ from preceptor_service.gateway.tls import ServerTls
 from preceptor_service.gateway.weights_service import WeightsService
 from preceptor_service.metrics import GatewayMetrics
 
-_KEEPALIVE_MS = 20_000
-_KEEPALIVE_TIMEOUT_MS = 10_000
-_MIN_CLIENT_PING_MS = 5_000
+_QUIET_SHARE = 0.6
+"""Share of `silence_s` after which a silent connection is pinged; the rest is for its answer."""
+_MIN_CLIENT_PING_MS = 1_000
 _READ_AHEAD_BYTES = 1024 * 1024
 """What gRPC takes in of a call before we read it."""
 _NO_COMPRESSION = 1
@@ -56,6 +56,7 @@ class GatewayServer:
         self._tls = tls
         self._config = config
         self._health = health.aio.HealthServicer()
+        quiet_ms, answer_ms = (round(1000 * part * config.silence_s) for part in (_QUIET_SHARE, 1 - _QUIET_SHARE))
         names = (service.full_name for service in SERVICES)
         services = dict(zip(names, (selection, weights, ledger, memory_bank), strict=True))
         self._server = new_server(
@@ -68,8 +69,10 @@ class GatewayServer:
                 # Where it estimates that by itself, eight busy streams took 300 MB more than their windows.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.http2.lookahead_bytes", _READ_AHEAD_BYTES),
-                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-                ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+                ("grpc.keepalive_time_ms", quiet_ms),
+                # gRPC 1.85 waits for the second of them, a minute by default, and older ones for the first.
+                ("grpc.keepalive_timeout_ms", answer_ms),
+                ("grpc.http2.ping_timeout_ms", answer_ms),
                 ("grpc.http2.min_ping_interval_without_data_ms", _MIN_CLIENT_PING_MS),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_CLIENT_PING_MS),
                 ("grpc.keepalive_permit_without_calls", 1),

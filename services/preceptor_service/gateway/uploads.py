@@ -34,12 +34,17 @@ class Uploaded(NamedTuple, Generic[ScoredT]):
 
 
 class Uploads:
-    """Bodies of Score and Remember at one gateway; they wait for room like those of Select, and longer."""
+    """Bodies of Score and Remember at one gateway; they wait for room like those of Select, and longer.
+
+    Attributes:
+        silence_s: how long each of their messages may take.
+    """
 
     def __init__(self, pipeline: Pipeline, admission: Admission, config: GatewayConfig) -> None:
         self._pipeline = pipeline
         self._bodies = admission.bodies
         self._config = config
+        self.silence_s = config.silence_s
 
     async def scored(
         self,
@@ -54,13 +59,14 @@ class Uploads:
         Raises:
             TooLargeError, InvalidMessageError, InvalidSuperBatchError: size, chunks or candidates are wrong.
             DeadlineExceededError: not before `deadline`, of the event loop's clock.
+            UnavailableError: nothing came for a while.
             PreceptorError: as `Pipeline.pin` and `score`.
         """
         check_body_bytes(header.body_bytes, self._config)
         check_rows(header.row_count, header.body_bytes, self._config)
         try:
             async with asyncio.timeout_at(deadline), self._bodies.hold(header.body_bytes, run.run_id):
-                body = await _received(requests, header.body_bytes)
+                body = await _received(requests, header.body_bytes, self.silence_s)
                 received = time.perf_counter()
                 pinned = await self._pipeline.pin(run, None, header.observed_learner_version, deadline)
                 scored = await score(pinned, Arrived(body.read(), header.row_count, deadline))
@@ -72,10 +78,10 @@ class Uploads:
         return Uploaded(scored, pinned, received)
 
 
-async def _received(requests: Requests, body_bytes: int) -> Body:
+async def _received(requests: Requests, body_bytes: int, silence_s: float) -> Body:
     body = Body(body_bytes)
     while not body.is_complete:
-        request: selection_pb2.ScoreRequest | memory_bank_pb2.RememberRequest = await next_message(requests)
+        request: selection_pb2.ScoreRequest | memory_bank_pb2.RememberRequest = await next_message(requests, silence_s)
         if request.WhichOneof("kind") != "chunk":
             raise InvalidMessageError("something other than a Chunk came inside the body")
         body.accept(request.chunk)

@@ -29,17 +29,18 @@ _ROLES: dict[weights_pb2.WeightsRole.ValueType, Role] = {
 class WeightsService:
     """Takes weights; see `proto/preceptor/v1/weights.proto` for what each call promises."""
 
-    def __init__(self, runs: RunRegistry, weight_store: WeightStore, recorder: Recorder) -> None:
+    def __init__(self, runs: RunRegistry, weight_store: WeightStore, recorder: Recorder, silence_s: float) -> None:
         self._runs = runs
         self._weight_store = weight_store
         self._recorder = recorder
+        self._silence_s = silence_s
 
     async def push_weights(
         self, requests: AsyncIterator[weights_pb2.PushWeightsRequest], context: Context
     ) -> weights_pb2.PushWeightsResponse:
         """Commits one set of weights and has the scorers load it."""
         started = time.perf_counter()
-        first = await next_message(requests)
+        first = await next_message(requests, self._silence_s)
         if first.WhichOneof("kind") != "header":
             raise InvalidMessageError("the stream does not start with PushHeader; send it first")
         header = first.header
@@ -106,7 +107,7 @@ class WeightsService:
         staged = upload.staged
         order = ChunkOrder(staged.total_bytes)
         while not order.is_complete:
-            request = await next_message(requests)
+            request = await next_message(requests, self._silence_s)
             kind = request.WhichOneof("kind")
             if kind == "commit":
                 raise InvalidWeightsError(
@@ -115,7 +116,7 @@ class WeightsService:
             if kind != "chunk":
                 raise InvalidMessageError("something other than a Chunk came inside the weights")
             await upload.do(staged.write, order.accept(request.chunk))
-        last = await next_message(requests)
+        last = await next_message(requests, self._silence_s)
         if last.WhichOneof("kind") != "commit":
             raise InvalidMessageError("the weights do not end with PushCommit; send it last")
         await upload.do(staged.seal, last.commit.sha256)
