@@ -4,7 +4,7 @@ BIN := .venv/bin
 CODE := clients services proto deploy helm tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast test-long test-helm test-observability lint format stubs docs bench learning reliability constraints
+.PHONY: help venv demo test test-fast test-long test-reliability test-helm test-observability lint format stubs docs bench learning reliability constraints
 
 help: ## Show what can be made.
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -22,7 +22,10 @@ test-fast: .venv/.installed ## Run the tests that need neither Ray nor patience.
 	$(BIN)/python -m pytest -m "not ray and not slow and not long"
 
 test-long: .venv/.installed ## Run the others: images' build steps, two nodes, the rendered chart, metrics and traces on Ray.
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long --ignore=tests/reliability
+
+test-reliability: .venv/.installed ## Do every proof of docs/reliability.md in its short form: processes killed and hung for ten minutes.
+	$(BIN)/python -m pytest tests/reliability
 
 test-helm: .venv/.installed ## Prove the chart: every values file, Kubernetes and helm; the rendered pods run.
 	$(BIN)/python -m pytest tests/helm
