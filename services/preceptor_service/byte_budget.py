@@ -143,24 +143,32 @@ class ByteBudget:
 
 
 class _Rate:
-    """Bytes per second that one holder releases, as a mean over time that fades."""
+    """Bytes per second that one holder releases, as a mean over time that fades.
+
+    From its first release on: what comes before is the way there and back, and where a scorer had no weights yet, their
+    load. Counted in, it would have a crowd that meets a new gateway refused for long.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._began = self._last = clock()
+        self._began = self._last = math.inf
         self._bytes = 0.0
         self._seconds = 0.0
 
     def count(self, released: int) -> None:
         """Counts what was released."""
+        if self._began == math.inf:
+            self._began = self._last = self._clock()
+            return
         self._fade()
         self._bytes += released
 
     def seconds_for(self, held: int) -> float:
-        """Returns how long so many bytes take; 0 where nothing was released yet, or too short a time looked at."""
+        """Returns how long so many bytes take; 0 where too little was released yet, or too short a time looked at."""
+        if not self._bytes or self._clock() - self._began < _MEASURE_S:
+            return 0.0
         self._fade()
-        is_known = self._bytes > 0 and self._last - self._began >= _MEASURE_S
-        return held * self._seconds / self._bytes if is_known else 0.0
+        return held * self._seconds / self._bytes
 
     def _fade(self) -> None:
         now = self._clock()
