@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from preceptor import Run, RunSpec, SelectionClient
 from preceptor.batches import encode
+from preceptor.channel import Connection
 from preceptor.errors import (
     FailedPreconditionError,
     InvalidMessageError,
@@ -155,6 +157,24 @@ def test_no_gateway_until_the_deadline_is_unavailable_with_the_last_reason(servi
         UnavailableError, match=r"no gateway at .* step 4, rank 1 .*'digits' within 0\.2 s; last: gateway 3 is draining"
     ):
         run.select(candidates(), 2, 4, rank=1, timeout_s=0.2)
+
+
+def test_a_gateway_that_is_gone_is_waited_for_and_not_called_again_and_again(
+    service: FakeService, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.select(candidates(), 2, 0)
+    calls: list[str] = []
+    stream = Connection.stream
+
+    def counted(self: Connection, name: str, *arguments: Any, **named: Any) -> Any:
+        calls.append(name)
+        return stream(self, name, *arguments, **named)
+
+    monkeypatch.setattr(Connection, "stream", counted)
+    service.stop()
+    with pytest.raises(UnavailableError, match=r"within 2 s; last: (?!.*did not open)"):
+        run.select(candidates(first=1), 2, 1, timeout_s=2.0)
+    assert 1 <= len(calls) <= 2
 
 
 def test_each_super_batch_has_its_own_deadline_over_all_reconnects(service: FakeService, run: Run) -> None:

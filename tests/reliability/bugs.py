@@ -189,6 +189,14 @@ BUGS = (
         "tests/pipeline/test_lost_scorers.py::test_they_fall_back_where_the_run_says_so",
     ),
     Bug(
+        "draws for itself otherwise than a gateway",
+        "a trainer never stalls",
+        f"{_CLIENT}/fallback.py",
+        "np.argsort(-noise",
+        "np.argsort(noise",
+        "tests/client/test_own_fallback.py::test_where_a_gateway_hangs_the_client_draws_what_the_gateway_would",
+    ),
+    Bug(
         "drops a credit",
         "a stream never stalls",
         f"{_SERVICE}/gateway/select_stream.py",
@@ -280,7 +288,7 @@ BUGS = (
     Bug(
         "gives every rank the same noise",
         "selections follow from seed, run, step and rank",
-        f"{_SERVICE}/randomness.py",
+        f"{_CLIENT}/randomness.py",
         "np.array([0, domain, rank, step], np.uint64)",
         "np.array([0, domain, 0, step], np.uint64)",
         "tests/mathematics/test_randomness.py::test_any_other_key_gives_other_numbers",

@@ -71,6 +71,7 @@ class Served:
         gateway: dict[str, Any],
         environ: dict[str, str],
         architectures: dict[str, str],
+        store: Path | None = None,
     ) -> None:
         self.port, self.metrics_port, self.pool = free_port(), free_port(), pool
         self._environ = environ
@@ -80,7 +81,7 @@ class Served:
             "pool": pool,
             "gateway": {"host": "127.0.0.1", "port": self.port, **gateway},
             "metrics": {"host": "127.0.0.1", "port": self.metrics_port},
-            "weights": {"path": str(folder / "store")},
+            "weights": {"path": str(store or folder / "store")},
             "scorer": scorer_settings(scorers),
             "architectures": architectures,
         }
@@ -182,11 +183,15 @@ def serve(
     pool: str = "ray",
     environ: dict[str, str] | None = None,
     architectures: dict[str, str] | None = None,
+    store: Path | None = None,
     **gateway: Any,
 ) -> Iterator[Served]:
-    """Runs the service on free ports and an empty store until the end of the block; `gateway` are settings of it."""
+    """Runs the service on free ports until the end of the block, on an empty store or `store`.
+
+    `gateway` are settings of its section.
+    """
     with tempfile.TemporaryDirectory(prefix="preceptor-proof-", ignore_cleanup_errors=True) as folder:
-        served = Served(Path(folder), scorers, pool, gateway, environ or {}, architectures or {})
+        served = Served(Path(folder), scorers, pool, gateway, environ or {}, architectures or {}, store)
         try:
             served.wait_until_it_answers()
             yield served

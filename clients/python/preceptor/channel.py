@@ -34,6 +34,9 @@ from preceptor.wire import Method, methods
 # The scores of 10^6 candidates return in one message of some 12 MB; this leaves room for twenty times that.
 _MAX_RECEIVE_BYTES = 256 * 1024 * 1024
 
+LONGEST_BACKOFF_S = 2.0
+"""The longest pause between two tries, of streams and of the connection itself."""
+
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
     # What may be sent is the gateway's to say: SelectOpened.max_chunk_bytes.
@@ -43,7 +46,7 @@ _OPTIONS: list[tuple[str, int]] = [
     # gRPC cannot resend a stream; stream.py and weights.py resume with idempotent identities instead.
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", int(LONGEST_BACKOFF_S * 1000)),
     # It is also how long one try to connect may take.
     ("grpc.min_reconnect_backoff_ms", 4_000),
     # Without its own pool a client inherits the connection and the back-off of another client in the process.
@@ -53,7 +56,6 @@ _OPTIONS: list[tuple[str, int]] = [
 _SHORTEST_SILENCE_S, _LONGEST_SILENCE_S = 4.0, 12.0
 
 _BACKOFF_FIRST_S = 0.05
-_BACKOFF_LAST_S = 2.0
 
 _HEALTH_PATH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
@@ -137,7 +139,7 @@ def _trailing(raised: grpc.RpcError, wanted: str) -> str | None:
 
 def backoff_s(failures: int) -> float:
     """Returns how long to wait after so many failures in a row (1 or more): 0.05 s doubled up to 2 s, with jitter."""
-    longest_s = min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 10))
+    longest_s = min(LONGEST_BACKOFF_S, _BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 10))
     return longest_s * random.uniform(0.5, 1.0)
 
 
@@ -285,10 +287,17 @@ class Connection:
             raise self._closed_meanwhile(raised) from None
         return serves
 
-    def stream(self, name: str, requests: Iterator[Message] | Message, timeout_s: float | None = None) -> Any:
+    def stream(
+        self,
+        name: str,
+        requests: Iterator[Message] | Message,
+        timeout_s: float | None = None,
+        waits_for_connection: bool = False,
+    ) -> Any:
         """Starts a call with a stream of answers and returns gRPC's call: iterate for responses, `cancel()` to end it.
 
-        Does not block. Ends after `timeout_s`, where that is given.
+        Does not block. Ends after `timeout_s`, where that is given; and at once where nothing can be connected to,
+        unless it `waits_for_connection`.
 
         Raises:
             ClosedError: the client was closed.
@@ -296,7 +305,9 @@ class Connection:
         """
         self.check_usable()
         try:
-            return self._calls[name](requests, timeout=timeout_s, metadata=self._metadata())
+            return self._calls[name](
+                requests, timeout=timeout_s, metadata=self._metadata(), wait_for_ready=waits_for_connection
+            )
         except ValueError as raised:
             raise self._closed_meanwhile(raised) from None
 

@@ -16,6 +16,7 @@ from preceptor.answers import PushedWeights, Remembered, RunStatus, Sampled, Sco
 from preceptor.channel import Connection, Tls
 from preceptor.decoding import scores_from_proto, spec_of, status_from_proto
 from preceptor.errors import DeadlineExceededError
+from preceptor.fallback import Fallback
 from preceptor.ledger import LedgerExport, export_ledger, read_ledger
 from preceptor.reference_card import Card, card_to_proto
 from preceptor.reported_metrics import MetricSeries, list_metrics, report_metrics
@@ -137,7 +138,7 @@ class SelectionClient:
             if known is not None and known_life == life:
                 stream, former = known, None
             else:
-                stream, former = SelectStream(self._connection, spec.run_id), known
+                stream, former = SelectStream(self._connection, spec.run_id, fallback=Fallback.of(spec)), known
                 self._streams[spec.run_id] = life, stream
         if former is not None:
             former.close("was deleted and created anew")
@@ -171,6 +172,11 @@ class Run:
     def run_id(self) -> str:
         """Name of the run."""
         return self.spec.run_id
+
+    @property
+    def own_fallbacks(self) -> int:
+        """Super-batches that this client drew uniformly by itself, because no gateway answered; none counts them."""
+        return self._stream.own_fallbacks
 
     def next_step(self, rank: int = 0) -> int:
         """Returns a step that is free for `rank`, as far as this client knows; 0 for a new run.
@@ -268,7 +274,8 @@ class Run:
     ) -> Selection:
         """Offers one super-batch and returns which examples to train on; blocks at most `timeout_s`.
 
-        Arguments and errors as `submit`, and:
+        Where the run falls back and no gateway answers, the client draws by itself (`RunSpec.on_deadline`). Arguments
+        and errors as `submit`, and:
 
         Raises:
             InvalidSuperBatchError: the columns do not fit the run, or `sub_batch_size` does not fit the rows.

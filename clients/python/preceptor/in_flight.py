@@ -41,6 +41,11 @@ class Offer:
     future: Future[Selection] = field(default_factory=Future)
 
     @property
+    def asked_at(self) -> float:
+        """When it was submitted."""
+        return self.deadline - self.timeout_s
+
+    @property
     def body_bytes(self) -> int:
         """Bytes of the body."""
         return len(self.batch.body)

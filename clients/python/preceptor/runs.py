@@ -73,7 +73,9 @@ class RunSpec:
             or select `"uniform"`ly and say so (`Selection.is_fallback`).
         deadline_s: seconds from the last byte of a super-batch to its answer; None: the service's
             configured limit.
-        on_deadline: at the deadline `"raise"` `DeadlineExceededError` or select `"uniform"`ly.
+        on_deadline: at the deadline `"raise"` `DeadlineExceededError` or select `"uniform"`ly. Uniformly draws the
+            client itself where it hears of no gateway for `deadline_s` and 2 s more (in the steps after that one for
+            `deadline_s`), or has no answer within `timeout_s`; not for a co-trained run, which needs every step.
         learner_flops: floating-point operations of one forward pass of your learner on one example, for the cost
             meter (`RunStatus.cost`); `preceptor.torch.forward_flops` counts them. None: `model` is the learner itself.
         expected_savings: share of learner updates that you expect to save, below 1; None: the paper's 0.46.

@@ -13,6 +13,7 @@ callbacks may call back.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from preceptor.errors import (
     UnavailableError,
     error_from,
 )
+from preceptor.fallback import Fallback
 from preceptor.in_flight import Attempt, Offer, Settlements, StepKey
 from preceptor.retry_budget import RetryBudget
 from preceptor.runs import seconds
@@ -65,12 +67,16 @@ class SelectStream:
         connection: to the gateway.
         run_id: the run.
         first_step: what `next_step` is at least.
+        fallback: draws what no gateway answers; None: it fails.
     """
 
-    def __init__(self, connection: Connection, run_id: str, first_step: int = 0) -> None:
+    def __init__(
+        self, connection: Connection, run_id: str, first_step: int = 0, fallback: Fallback | None = None
+    ) -> None:
         self._connection = connection
         self._run_id = run_id
         self._first_step = first_step
+        self._fallback = fallback
         self._changed = threading.Condition()
         self._pending: dict[StepKey, Offer] = {}
         self._unsent: dict[StepKey, Offer] = {}
@@ -82,6 +88,9 @@ class SelectStream:
         self._send_at = 0.0
         self._retries = RetryBudget()
         self._last_failure: RpcFailure | None = None
+        self._alive_at = -math.inf  # when a gateway last said something, or took a piece of a body
+        self._is_alone = False
+        self._own_fallbacks = 0
         self._observed_learner_version: int | None = None
         self._next_steps: dict[int, int] = {}
         self._keeper: threading.Thread | None = None
@@ -95,6 +104,12 @@ class SelectStream:
         """Highest learner version in any answer of this run so far."""
         with self._changed:
             return self._observed_learner_version
+
+    @property
+    def own_fallbacks(self) -> int:
+        """Super-batches that were drawn here, because no gateway answered."""
+        with self._changed:
+            return self._own_fallbacks
 
     def next_step(self, rank: int) -> int:
         """One above the highest step submitted for `rank`, and at least the first step."""
@@ -128,7 +143,8 @@ class SelectStream:
         """Queues one super-batch and returns its future; `Future.cancel` gives it up.
 
         Blocks, at most `timeout_s`, while the bytes queued and unsent exceed the gateway's window. `timeout_s` counts
-        from here to the answer, reconnects included. `traceparent` goes into the header.
+        from here to the answer, reconnects included. `traceparent` goes into the header. With a `Fallback` the future
+        gets its draw where it would fail for want of time.
 
         Raises:
             ValueError: the same (step, rank) is pending.
@@ -145,9 +161,9 @@ class SelectStream:
         with self._changed:
             self._check_accepts(offer.key)
             while self._unsent and self._unsent_bytes + body_bytes > self._window_bytes:
-                remaining_s = offer.deadline - time.monotonic()
+                remaining_s = self._due_at(offer) - time.monotonic()
                 if remaining_s <= 0:
-                    raise self._too_late(offer)
+                    return self._settled_late(offer)
                 self._changed.wait(remaining_s)
                 self._check_accepts(offer.key)
             self._pending[offer.key] = offer
@@ -237,6 +253,34 @@ class SelectStream:
             # Each future its own exception: tracebacks grow on the one that is raised.
             settlements.add(offer, type(error)(*error.args))
 
+    def _due_at(self, offer: Offer) -> float:
+        """Returns when waiting for an answer ends, as things are."""
+        if self._fallback is None:
+            return offer.deadline
+        silent_since = max(offer.asked_at, self._alive_at)
+        return min(offer.deadline, silent_since + self._fallback.patience_s(self._is_alone))
+
+    def _settled_late(self, offer: Offer) -> Future[Selection]:
+        outcome = self._late(offer)
+        if isinstance(outcome, PreceptorError):
+            raise outcome
+        offer.future.set_result(outcome)
+        return offer.future
+
+    def _late(self, offer: Offer) -> Selection | PreceptorError:
+        """Returns what becomes of an offer whose time is over."""
+        drawn = self._fallback.drawn(offer) if self._fallback is not None else None
+        if drawn is None:
+            return self._too_late(offer)
+        if not self._is_alone:
+            _log.warning(
+                "%s of run %s is drawn uniformly here, as all until a gateway answers: none did for %.1f s",
+                *(offer.key, self._run_id, time.monotonic() - max(offer.asked_at, self._alive_at)),
+            )
+        self._is_alone = True
+        self._own_fallbacks += 1
+        return drawn
+
     def _too_late(self, offer: Offer) -> PreceptorError:
         asked = f"{offer.key} of run {self._run_id!r}"
         is_open = self._attempt is not None and self._attempt.opened is not None and not self._attempt.is_over
@@ -279,7 +323,7 @@ class SelectStream:
             settlements.tell()
 
     def _next_event(self, now: float) -> float:
-        events = [now + _WAIT_S, *(offer.deadline for offer in self._pending.values())]
+        events = [now + _WAIT_S, *(self._due_at(offer) for offer in self._pending.values())]
         if self._attempt is None and self._pending:
             events.append(self._open_at)
         if self._attempt is not None and self._attempt.opened is None:
@@ -288,8 +332,8 @@ class SelectStream:
 
     def _expire(self, now: float, settlements: Settlements) -> None:
         for offer in list(self._pending.values()):
-            if offer.deadline <= now:
-                settlements.add(offer, self._too_late(offer))
+            if self._due_at(offer) <= now:
+                settlements.add(offer, self._late(offer))
                 self._forget(offer)
         if settlements.outcomes:
             self._changed.notify_all()
@@ -299,8 +343,7 @@ class SelectStream:
         if attempt is None:
             return
         if attempt.opened is None and attempt.open_deadline <= now:
-            silent = UnavailableError(f"{self._connection.target} did not answer SelectOpen in {OPEN_TIMEOUT_S:g} s")
-            attempt.end(RpcFailure(silent, is_transport=True))
+            attempt.end(self._silent())
         if attempt.failure is None:
             return
         self._attempt = None
@@ -320,10 +363,20 @@ class SelectStream:
             self._fail_pending(attempt.failure.error, settlements)
         self._changed.notify_all()
 
+    def _silent(self) -> RpcFailure:
+        """Returns why a gateway did not open the stream: what was the matter before, where nothing came of waiting."""
+        if self._breaks and self._last_failure is not None and self._last_failure.is_transport:
+            return self._last_failure
+        said_nothing = f"{self._connection.target} did not answer SelectOpen in {OPEN_TIMEOUT_S:g} s"
+        return RpcFailure(UnavailableError(said_nothing), is_transport=True)
+
     def _open(self, now: float) -> None:
         attempt = Attempt(open_deadline=now + OPEN_TIMEOUT_S)
         try:
-            attempt.call = self._connection.stream("Select", self._requests(attempt))
+            # After a break it is there as soon as a gateway is, and costs nothing until then. The first says why not.
+            attempt.call = self._connection.stream(
+                "Select", self._requests(attempt), waits_for_connection=self._breaks > 0
+            )
         except ClosedError:
             # The connection went first; close() of this stream follows and settles everything.
             self._open_at = now + _WAIT_S
@@ -424,6 +477,7 @@ class SelectStream:
                 size = attempt.chunk_bytes(body_bytes, offset)
                 if size:
                     attempt.credit_bytes -= size
+                    self._alive_at = time.monotonic()
                     return size
                 self._changed.wait(_WAIT_S)
         return 0
@@ -438,6 +492,7 @@ class SelectStream:
                 settlements = Settlements()
                 with self._changed:
                     if not attempt.is_over:
+                        self._alive_at, self._is_alone = time.monotonic(), False
                         self._take_response(attempt, response, settlements)
                         self._changed.notify_all()
                 settlements.tell()
