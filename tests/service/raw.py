@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -97,13 +97,12 @@ class RawCall:
 
 
 class RawChannel:
-    """A connection of its own to one gateway; a context manager."""
+    """A connection of its own to one gateway; a context manager. `options` are further ones of gRPC."""
 
-    def __init__(self, target: str, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, target: str, timeout_s: float = TIMEOUT_S, options: Sequence[tuple[str, int]] = ()) -> None:
         self._timeout_s = timeout_s
-        self.grpc = grpc.insecure_channel(
-            target, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
-        )
+        ours = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+        self.grpc = grpc.insecure_channel(target, options=[*ours, *options])
 
     def call(self, name: str, *messages: Message | bytes) -> RawCall:
         """Starts a call and sends `messages`; a call with one request needs exactly that one."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from preceptor import SelectionClient
 from preceptor_service.app import RunningService
 from tests.service import digits
 from tests.service.architectures import Gate
-from tests.service.conftest import MIB, metrics_of, target_of, wait_until
+from tests.service.conftest import MIB, Metrics, metrics_of, target_of, wait_until
 from tests.service.raw import RawChannel, chunk, header, push_messages, select_open, super_batch
 from tests.tcp_proxy import TcpProxy
 
@@ -119,6 +121,33 @@ def test_answers_that_are_not_taken_are_given_up_and_the_stream_counts_until_it_
         assert (status.code, status.reason) == ("UNAVAILABLE", "UNAVAILABLE")
         assert "no answer was taken for 2 s; connect again and read them" in status.details
         wait_until(lambda: metrics.value("preceptor_select_streams") == 0, "it is gone")
+
+
+def test_a_trainer_that_gives_up_while_it_is_answered_is_no_error_of_the_service(
+    start: Callable[..., RunningService], run_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, times = 20_000, 20  # whether the write or the call ends first is chance
+    limits = {"max_super_batch_rows": rows, "max_super_batch_bytes": MIB, "max_chunk_bytes": MIB}
+    service = start(gateway={"window_bytes": 64 * MIB, **limits})
+    metrics = metrics_of(service)
+    takes_little = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+    with SelectionClient(target_of(service)) as client, RawChannel(target_of(service), options=takes_little) as raw:
+        client.create_run(digits.gated_spec(run_id, score="uniform"))
+        batch = digits.gated_candidates(0, rows)
+        for number in range(times):
+            call = raw.call("Select", select_open(run_id))
+            for step in (2 * number, 2 * number + 1):
+                call.send(*super_batch(batch, step=step, sub_batch_size=rows))
+            wait_until(partial(_are_drawn, metrics, 2 * number + 2), "both are drawn")
+            assert metrics.value("preceptor_unanswered_super_batches") > 0
+            call.cancel()
+            wait_until(lambda: metrics.value("preceptor_select_streams") == 0, "it is gone")
+    assert metrics.value("preceptor_errors_total") == 0
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def _are_drawn(metrics: Metrics, count: int) -> bool:
+    return metrics.value("preceptor_super_batches_total") == count
 
 
 def test_a_client_that_was_cut_off_inside_a_body_sends_it_again(

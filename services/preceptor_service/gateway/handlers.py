@@ -51,6 +51,8 @@ def _handler(
             return await guard.serve(method, implementation, checked, context)
         except asyncio.CancelledError:
             raise
+        except grpc.aio.InternalError as error:  # it cannot write: the caller is gone, and gRPC about to say so
+            raise asyncio.CancelledError from error
         except PreceptorError as error:
             raised = error
         except Exception as error:  # noqa: BLE001 - the edge: nothing may cross it untranslated
