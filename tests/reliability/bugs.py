@@ -221,6 +221,23 @@ BUGS = (
         "tests/pipeline/test_byte_budget.py::test_a_waiter_cancelled_in_the_tick_of_its_turn_holds_nothing",
     ),
     Bug(
+        "waits for the rest of a body for ever",
+        "what a silent trainer holds is freed",
+        f"{_SERVICE}/gateway/select_stream.py",
+        "return await next_message(requests, self._config.silence_s)",
+        "return await anext(requests)",
+        "tests/service/test_silent_trainers.py::test_a_body_that_stops_on_a_living_connection_gives_its_room_to_others",
+    ),
+    Bug(
+        "asks whether a trainer is there, and waits a minute for the answer",
+        "what a silent trainer holds is freed",
+        f"{_SERVICE}/gateway/server.py",
+        '("grpc.http2.ping_timeout_ms", answer_ms),',
+        "",
+        "tests/service/test_silent_trainers.py::"
+        "test_streams_of_a_half_open_trainer_are_freed_wherever_they_are[vanish]",
+    ),
+    Bug(
         "takes chunks in any order",
         "bodies are what was sent",
         f"{_SERVICE}/gateway/body.py",

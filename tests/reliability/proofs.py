@@ -10,6 +10,7 @@ from benchmarks.machine import ROOT
 from benchmarks.suite import Measured, Suite
 from tests.reliability import (
     atomic_push,
+    cancel,
     chaos,
     controller_down,
     credentials,
@@ -25,6 +26,7 @@ from tests.reliability import (
 
 PROOFS: Mapping[str, Callable[[bool], Measured]] = {
     "atomic-push": atomic_push.run,
+    "cancel": cancel.run,
     "chaos": chaos.run,
     "controller-down": controller_down.run,
     "credentials": credentials.run,
