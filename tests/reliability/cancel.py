@@ -145,9 +145,9 @@ def run(short: bool, cancels: int | None = None, silence_s: float | None = None)
         Figure("half-open: freed after, at the latest", max(left_by_silent.freed_s, default=0.0), "s"),
     ]
     raw = {
-        "given_up": given_up.kinds,
+        "given_up": dict(given_up.kinds),
         "over_before_the_gateway_saw_them": left.unseen,
-        "silent": gone.kinds,
+        "silent": dict(gone.kinds),
         "silence_s": silence_s,
         "freed_ms_by_percent": _percentiles(left.freed_s, 1000),
         "silent_freed_s_by_percent": _percentiles(left_by_silent.freed_s, 1),
