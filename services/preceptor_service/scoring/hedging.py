@@ -18,7 +18,7 @@ from typing import Any
 from preceptor_service.scoring.pool import Losses, ScorerLostError
 
 _TIMES_THE_MEDIAN = 4.0
-_REMEMBERED = 64
+_REMEMBERED = 16
 _SHARE = 0.05
 _AT_ONCE = 16.0
 
@@ -26,7 +26,7 @@ _AT_ONCE = 16.0
 class Hedging:
     """Decides when a second scorer is asked, and takes the first answer.
 
-    Not before `after_s`, nor before four times what the latest 64 answers took (their median, without loads of
+    Not before `after_s`, nor before four times what the latest 16 answers took (their median, without loads of
     weights): where all scorers are slow, asking twice would make them slower. But the first time no later than
     after half of the time that is left: a second scorer needs the rest. Second questions are at most one in
     twenty micro-batches, and 16 at once.
