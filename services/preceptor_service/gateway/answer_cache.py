@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from preceptor.errors import StepExistsError
 from preceptor.v1 import selection_pb2
 
+_ENTRY_BYTES = 512
+"""About what an answer takes in memory beside its own bytes: key, identity and their places in the dictionary."""
+
 
 @dataclass(frozen=True)
 class StepKey:
@@ -22,12 +25,15 @@ class StepKey:
 
 
 class AnswerCache:
-    """Selections by `StepKey`, at most `limit_bytes` of them, least recently used out. For one event loop."""
+    """Selections by `StepKey`, at most `limit_bytes` of them in memory, least recently used out. For one event loop.
+
+    Kept as bytes: parsed, a small one takes more than twenty times as much.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._bytes = 0
-        self._answers: OrderedDict[StepKey, tuple[bytes, selection_pb2.Selection]] = OrderedDict()
+        self._answers: OrderedDict[StepKey, tuple[bytes, bytes]] = OrderedDict()
         self._under_way: dict[StepKey, tuple[bytes, int]] = {}
 
     def find(self, key: StepKey, identity: bytes, observed_version: int) -> selection_pb2.Selection | None:
@@ -43,7 +49,7 @@ class AnswerCache:
         found = self._answers.get(key)
         if found is None:
             return None
-        answer = found[1]
+        answer = selection_pb2.Selection.FromString(found[1])
         if answer.HasField("learner_version") and answer.learner_version < observed_version:
             return None
         self._answers.move_to_end(key)
@@ -71,12 +77,13 @@ class AnswerCache:
         """Keeps `answer` for `key`."""
         previous = self._answers.pop(key, None)
         if previous is not None:
-            self._bytes -= previous[1].ByteSize()
-        self._answers[key] = (identity, answer)
-        self._bytes += answer.ByteSize()
+            self._bytes -= _ENTRY_BYTES + len(previous[1])
+        content = answer.SerializeToString()
+        self._answers[key] = (identity, content)
+        self._bytes += _ENTRY_BYTES + len(content)
         while self._bytes > self._limit_bytes:
             _, (_, oldest) = self._answers.popitem(last=False)
-            self._bytes -= oldest.ByteSize()
+            self._bytes -= _ENTRY_BYTES + len(oldest)
 
     def _check(self, key: StepKey, identity: bytes) -> None:
         for used in (self._answers.get(key), self._under_way.get(key)):
