@@ -21,11 +21,11 @@ from preceptor_service.drawing import Draw
 from preceptor_service.gateway import translate
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.pipeline import Pipeline
-from preceptor_service.selected import Arrived
 from preceptor_service.run_store import RunStore
 from preceptor_service.runs import RunRegistry
 from preceptor_service.scoring.hedging import Hedging
 from preceptor_service.scoring.ray_pool import RayPool
+from preceptor_service.selected import Arrived
 from preceptor_service.weight_store import WeightStore
 
 APP = "proxied"
