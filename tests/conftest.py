@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -16,6 +17,17 @@ from tests.stores import DirectoryPlace, ObjectPlace, Place
 
 if TYPE_CHECKING:
     from tests.s3_server import S3Server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_objects_are_left_alone() -> Iterator[None]:
+    """Keeps the garbage collector from walking, test after test, what earlier modules left behind.
+
+    Python 3.11.7 died of that now and then, in `gc.collect()` of some later test: a traceback that had outlived its
+    frame. Whose it was is not known; thousands of calls of grpc.aio, written in Cython, had come and gone by then.
+    """
+    yield
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
