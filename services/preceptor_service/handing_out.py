@@ -19,7 +19,11 @@ from preceptor_service.weight_store import WeightsVersion
 
 
 async def given_before(co_trainer: CoTrainer, pinned: Pinned, arrived: Arrived, draw: Draw) -> Selected | None:
-    """Returns the answer to a step that the online model is trained on; None where it is not."""
+    """Returns the answer to a step that the online model is trained on; None where it is not.
+
+    Raises:
+        PreceptorError: as `CoTrainer.check` and `CoTrainer.answer`.
+    """
     handout = Handout(draw.step, draw.rank)
     co_trainer.check(handout)
     answer = await co_trainer.answer(handout, _identity(arrived, draw))
@@ -34,7 +38,11 @@ async def handed_out(
     arrived: Arrived,
     draw: Draw,
 ) -> Selected:
-    """Has the online model train on the sub-batch; returns it, or what was handed out as that step before."""
+    """Has the online model train on the sub-batch; returns it, or what was handed out as that step before.
+
+    Raises:
+        PreceptorError: as `CoTrainer.hand_out`.
+    """
     learner = selected.pinned.learner
     answer = Answer(
         identity=_identity(arrived, draw),
