@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preceptor.errors import (
-    InvalidRunError,
     OverloadedError,
     PreceptorError,
     RunNotFoundError,
@@ -21,14 +20,14 @@ from preceptor.errors import (
 )
 from preceptor.runs import RunSpec
 from preceptor.v1 import weights_pb2
+from preceptor_service.checked_specs import CheckedSpec, SpecChecker
 from preceptor_service.co_trainer import CoTrainer
 from preceptor_service.config import ServiceConfig
 from preceptor_service.cost_meter import Cost, ForwardFlops, cost_of
-from preceptor_service.loss_identity import digest_of, loss_identity
 from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
-from preceptor_service.reference_losses import ReferenceLosses, ReferenceLossTables
+from preceptor_service.reference_losses import ReferenceLosses
 from preceptor_service.reference_usage import check_adopted, check_card, usage_by
 from preceptor_service.run_counters import RunCounters
 from preceptor_service.run_store import RunRecord, RunStore
@@ -37,8 +36,8 @@ from preceptor_service.scores import ScoreRule
 from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels, Trained
 from preceptor_service.scoring.run_models import architecture_of, scoring_models
 from preceptor_service.selectors import Selector
-from preceptor_service.spec_checks import RUN_ID, check_method, check_room, check_spec
-from preceptor_service.tasks import Columns, count_flops, run_columns
+from preceptor_service.spec_checks import RUN_ID, check_room
+from preceptor_service.tasks import Columns
 from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
 
 _REFRESH_S = 0.5
@@ -152,8 +151,8 @@ class RunRegistry:
         self._run_store = run_store
         self._weight_store = weight_store
         self._architectures = architectures
-        self._tables = ReferenceLossTables(config.reference_losses)
         self._methods = MethodRegistry(config.rules, config.selectors)
+        self._specs = SpecChecker(config, self._methods, architectures)
         self._pool = pool
         self._forgotten = forgotten
         self._co_trained = co_trained
@@ -170,10 +169,10 @@ class RunRegistry:
             InvalidWeightsError: that reference does not fit the run's architecture, or was used otherwise.
             OverloadedError: too many runs.
         """
-        columns, flops, table = await asyncio.to_thread(self._checked, spec)
-        record = RunRecord(spec, time.time(), self._micro_batch_rows(columns), owner)
+        checked = await self._checked(spec)
+        record = RunRecord(spec, time.time(), self._micro_batch_rows(checked.columns), owner)
         record = await asyncio.to_thread(self._store, record)
-        run = await self._activate(record, columns, flops, table)
+        run = await self._activate(record, checked)
         if run.co_trainer is not None:
             run.advance(await run.co_trainer.begin())
         return run
@@ -195,8 +194,7 @@ class RunRegistry:
         if not RUN_ID.fullmatch(run_id):
             raise RunNotFoundError(f"there is no run {run_id[:64]!r}; a run id matches {RUN_ID.pattern}")
         record = await asyncio.to_thread(self._run_store.read, run_id)
-        columns, flops, table = await asyncio.to_thread(self._checked, record.spec)
-        return await self._activate(record, columns, flops, table)
+        return await self._activate(record, await self._checked(record.spec))
 
     async def list(self) -> list[ActiveRun]:
         """Returns all runs by run id; a run whose record is damaged or disappears is left out."""
@@ -321,7 +319,7 @@ class RunRegistry:
         """
         check_weights(path, self._architectures.outline(*architecture_of(run.spec, role)))
         if role == "reference" and run.table is not None:
-            self._check_table(run.spec, run.table, digest)
+            self._specs.check_table(run.spec, run.table, digest)
 
     def check_card(self, run: ActiveRun, role: Role, card: weights_pb2.ReferenceCard) -> None:
         """Checks that `run` uses a reference as its card says that it was trained. Blocking.
@@ -403,16 +401,21 @@ class RunRegistry:
         fold_1 = self._weight_store.head(run.run_id, "reference_fold_1") if run.spec.cross_reference else None
         return record, (learner, reference, fold_1)
 
-    async def _activate(
-        self, record: RunRecord, columns: Columns, flops: ForwardFlops, table: ReferenceLosses | None
-    ) -> ActiveRun:
+    async def _checked(self, spec: RunSpec) -> CheckedSpec:
+        """Returns what follows from `spec`, which is known of a run that this gateway serves."""
+        run = self._active.get(spec.run_id)
+        if run is not None and run.spec == spec:
+            return CheckedSpec(run.columns, run.flops, run.table)
+        return await self._specs.check(spec)
+
+    async def _activate(self, record: RunRecord, checked: CheckedSpec) -> ActiveRun:
         deadline_s = record.spec.deadline_s or self._config.gateway.deadline_s
         run = self._active.get(record.spec.run_id)
         if run is not None and run.record != record:
             self._forget(run)
         if run is None or run.record != record:
             rule, selector = self._methods.rule(record.spec.score), self._methods.selector(record.spec.selector)
-            run = ActiveRun(record, columns, rule, selector, deadline_s, flops, table)
+            run = ActiveRun(record, checked.columns, rule, selector, deadline_s, checked.flops, checked.table)
             run.co_trainer = self._co_trainer(run)
             self._active[run.run_id] = run
             if run.co_trainer is not None:
@@ -474,37 +477,6 @@ class RunRegistry:
         """Returns the configured rows, or fewer where that many candidates would not fit into `in_flight_bytes`."""
         fitting = self._config.gateway.in_flight_bytes // sum(column.row_bytes for column in columns)
         return max(1, min(self._config.scorer.micro_batch_rows, fitting))
-
-    def _check_table(self, spec: RunSpec, table: ReferenceLosses, weights_digest: str) -> None:
-        identity = loss_identity(spec.task, *architecture_of(spec, "reference"), weights_digest, self._architectures)
-        table.check_reference(digest_of(identity), weights_digest)
-
-    def _checked(self, spec: RunSpec) -> tuple[Columns, ForwardFlops, ReferenceLosses | None]:
-        """Returns columns, operations and table of a spec whose every setting is in range."""
-        check_spec(spec)
-        check_method(spec, self._methods)
-        most_lag = self._config.weights.keep_versions - 2
-        if spec.co_training is not None and spec.co_training.lag > most_lag:
-            raise InvalidRunError(
-                f"co_training.lag is {spec.co_training.lag}; choose from 0 to {most_lag}, two below the versions "
-                "that this service keeps (weights.keep_versions)"
-            )
-        outline = self._architectures.outline(spec.model, spec.model_config)
-        columns = run_columns(spec.task, outline)
-        learner_copy = reference = count_flops(spec.task, outline, columns)
-        if spec.reference_model is not None:
-            outline = self._architectures.outline(spec.reference_model, spec.reference_model_config)
-            reads = run_columns(spec.task, outline)
-            if reads != columns:
-                raise InvalidRunError(
-                    "model and reference_model read different super-batches: "
-                    f"{columns} and {reads}; give them the same inputs and classes"
-                )
-            reference = count_flops(spec.task, outline, columns)
-        table = None if spec.reference_losses is None else self._tables.table(spec.reference_losses)
-        if table is not None and spec.reference_digest is not None:
-            self._check_table(spec, table, spec.reference_digest)
-        return columns, ForwardFlops(learner_copy, reference), table
 
 
 def _no_reference(run: ActiveRun) -> str:
