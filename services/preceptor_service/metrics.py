@@ -201,7 +201,7 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
             "counter",
             "1",
             ("run", "reason"),
-            "Answers drawn uniformly by the run's policies: stale copy, deadline, scorers lost.",
+            "Uniform draws by the run's policies: stale copy, deadline, scorers lost; or by its clients: no_gateway.",
         ),
         Metric("non_finite_scores", "counter", "1", ("run",), "Candidates left out: score not finite."),
         Metric(

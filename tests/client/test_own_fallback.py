@@ -82,6 +82,21 @@ def test_one_outage_is_told_once(
     assert told() == 2
 
 
+def test_the_next_gateway_that_answers_is_told_once_how_many_were_drawn_here(
+    service: FakeService, client: SelectionClient
+) -> None:
+    run = client.create_run(SPEC)
+    service.on_super_batch = hold
+    for step in range(3):
+        assert run.select(candidates(ROWS), COUNT, step).is_fallback
+    service.on_super_batch = lambda stream, received: stream.answer(received)
+
+    answered = [run.select(candidates(ROWS), COUNT, step).is_fallback for step in range(3, 7)]
+
+    assert not any(answered)
+    assert [received.header.client_fallbacks for received in service.received if received.key[0] >= 3] == [0, 3, 0, 0]
+
+
 def test_a_late_answer_to_what_was_drawn_here_changes_nothing(service: FakeService, client: SelectionClient) -> None:
     run = client.create_run(SPEC)
     service.on_super_batch = hold

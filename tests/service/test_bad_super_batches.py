@@ -156,6 +156,11 @@ def test_a_negative_step_or_rank_is_refused(run: Run, step: int, rank: int) -> N
         run.select(digits.candidates(0), sub_batch_size=1, step=step, rank=rank)
 
 
+def test_a_negative_count_of_own_draws_is_refused(raw: RawChannel, run: Run) -> None:
+    failure = _failure(raw, run, *super_batch(digits.candidates(0), client_fallbacks=-1))
+    assert (failure.code, failure.message) == ("INVALID_ARGUMENT", "client_fallbacks is -1; it starts at 0")
+
+
 def test_the_largest_step_and_rank_are_taken(run: Run) -> None:
     selection = run.select(digits.candidates(0), sub_batch_size=4, step=2**63 - 1, rank=2**63 - 1)
     assert len(selection.indices) == 4

@@ -256,6 +256,12 @@ def test_fallbacks_are_counted_and_show_how_old_the_copy_was(client: SelectionCl
     assert seen("staleness_steps") == 9
 
 
+def test_what_a_client_drew_while_no_gateway_answered_is_counted(raw: RawChannel, run: Run, seen: Seen) -> None:
+    call = raw.call("Select", select_open(run.run_id), *super_batch(digits.candidates(1), client_fallbacks=3))
+    call.answer()
+    assert seen("fallbacks_total") == seen("fallbacks_total", reason="no_gateway") == 3
+
+
 def test_bytes_in_flight_and_streams_rise_and_fall(
     raw: RawChannel, metrics: Metrics, gated_run: Run, gate: Gate
 ) -> None:
@@ -311,7 +317,7 @@ def test_a_client_that_runs_as_far_ahead_as_it_may_is_seen_to_wait(gated_run: Ru
 def test_what_has_not_happened_yet_is_0_and_not_absent(run: Run, metrics: Metrics) -> None:
     run.select(digits.candidates(1), sub_batch_size=8, step=1)
     text = metrics.text()
-    for reason in ("stale", "deadline", "scorers"):
+    for reason in ("stale", "deadline", "scorers", "no_gateway"):
         assert f'preceptor_fallbacks_total{{reason="{reason}",run="{run.run_id}"}} 0.0' in text
     assert f'preceptor_rescored_micro_batches_total{{run="{run.run_id}"}} 0.0' in text
     for limit in LIMITS:

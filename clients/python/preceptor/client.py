@@ -175,7 +175,10 @@ class Run:
 
     @property
     def own_fallbacks(self) -> int:
-        """Super-batches that this client drew uniformly by itself, because no gateway answered; none counts them."""
+        """Super-batches that this client drew uniformly by itself, because no gateway answered.
+
+        The next gateway that does is told, and counts them as `preceptor_fallbacks_total{reason="no_gateway"}`.
+        """
         return self._stream.own_fallbacks
 
     def next_step(self, rank: int = 0) -> int:

@@ -91,6 +91,7 @@ class SelectStream:
         self._alive_at = -math.inf  # when a gateway last said something, or took a piece of a body
         self._is_alone = False
         self._own_fallbacks = 0
+        self._told_fallbacks = 0
         self._observed_learner_version: int | None = None
         self._next_steps: dict[int, int] = {}
         self._keeper: threading.Thread | None = None
@@ -410,6 +411,7 @@ class SelectStream:
                     body_bytes=len(body),
                     digest=offer.batch.digest,
                     traceparent=offer.traceparent,
+                    client_fallbacks=self._untold_fallbacks(),
                 )
             )
             offset = 0
@@ -420,6 +422,15 @@ class SelectStream:
                     return
                 yield with_chunk(selection_pb2.SelectRequest(), offset, bytes(body[offset : offset + size]))
                 offset += size
+
+    def _untold_fallbacks(self) -> int:
+        """Returns how many own draws no gateway was told of; from now on it was, so 0 until one has spoken again."""
+        with self._changed:
+            if self._is_alone:
+                return 0
+            untold = self._own_fallbacks - self._told_fallbacks
+            self._told_fallbacks = self._own_fallbacks
+            return untold
 
     def _next_offer(self, attempt: Attempt) -> Offer | None:
         """Waits for a super-batch whose first chunk may go at once; None when the stream is over."""

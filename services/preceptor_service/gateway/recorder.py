@@ -22,6 +22,9 @@ from preceptor_service.scoring.pool import Trained
 from preceptor_service.selected import FallbackReason, Selected, Stages
 from preceptor_service.weight_store import Role
 
+_NO_GATEWAY = "no_gateway"
+"""Why a client drew for itself, beside the reasons that a gateway has."""
+
 
 class Recorder:
     """Records what one gateway answers, fails and commits. A run that was deleted meanwhile leaves no series."""
@@ -39,7 +42,7 @@ class Recorder:
             return
         for code in SERVICE_CODES:
             metrics.failures.labels(run_id, code)
-        for reason in get_args(FallbackReason):
+        for reason in (*get_args(FallbackReason), _NO_GATEWAY):
             metrics.fallbacks.labels(run_id, reason)
         for source in ("table", "live") if run.table is not None else ():
             metrics.reference_losses.labels(run_id, source)
@@ -106,6 +109,11 @@ class Recorder:
         if not run.deleted.is_set():
             run.counters.failures += 1
             self._metrics.failures.labels(run.run_id, error.code).inc()
+
+    def drawn_by_client(self, run: ActiveRun, count: int) -> None:
+        """Records super-batches that no gateway answered, as a client tells afterwards."""
+        if not run.deleted.is_set():
+            self._metrics.fallbacks.labels(run.run_id, _NO_GATEWAY).inc(count)
 
     def refused(self, run: ActiveRun) -> None:
         """Records a super-batch that was refused as soon as it was announced, to be sent again."""

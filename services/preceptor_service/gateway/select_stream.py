@@ -175,6 +175,8 @@ class SelectStream:
     async def _announced(self, header: selection_pb2.SuperBatchHeader, context: grpc.aio.ServicerContext) -> _Arriving:
         """Finds room for a super-batch, or refuses it at once; meanwhile nothing more of the stream is read."""
         check_body_bytes(header.body_bytes, self._config)
+        if header.client_fallbacks > 0:
+            self._recorder.drawn_by_client(self._run, header.client_fallbacks)
         self._watch_credit(header.body_bytes)
         asked = time.perf_counter()
         try:
@@ -319,6 +321,8 @@ class SelectStream:
 def _check_header(header: selection_pb2.SuperBatchHeader, config: GatewayConfig) -> None:
     if header.step < 0 or header.rank < 0:
         raise InvalidSuperBatchError(f"step is {header.step} and rank is {header.rank}; both start at 0")
+    if header.client_fallbacks < 0:
+        raise InvalidSuperBatchError(f"client_fallbacks is {header.client_fallbacks}; it starts at 0")
     check_rows(header.row_count, header.body_bytes, config)
     if not 1 <= len(header.digest) <= 32:
         raise InvalidSuperBatchError(f"digest has {len(header.digest)} bytes; give 1 to 32")

@@ -431,6 +431,7 @@ class SuperBatchHeader(google.protobuf.message.Message):
     BODY_BYTES_FIELD_NUMBER: builtins.int
     DIGEST_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
+    CLIENT_FALLBACKS_FIELD_NUMBER: builtins.int
     step: builtins.int
     """The trainer's step. 0 or above. Required."""
     rank: builtins.int
@@ -454,6 +455,12 @@ class SuperBatchHeader(google.protobuf.message.Message):
     nothing of the answer: a malformed or longer one is ignored and never
     fails the super-batch, and a repeat may carry another. Default: none.
     """
+    client_fallbacks: builtins.int
+    """How many super-batches of the run the client drew uniformly by itself,
+    because no gateway answered, since it last said so. Counted as fallbacks
+    as soon as the header arrives; it names nothing of the answer. 0 or above.
+    Default: 0.
+    """
     def __init__(
         self,
         *,
@@ -464,9 +471,10 @@ class SuperBatchHeader(google.protobuf.message.Message):
         body_bytes: builtins.int = ...,
         digest: builtins.bytes = ...,
         traceparent: builtins.str | None = ...,
+        client_fallbacks: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_traceparent", b"_traceparent", "traceparent", b"traceparent"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_traceparent", b"_traceparent", "body_bytes", b"body_bytes", "digest", b"digest", "rank", b"rank", "row_count", b"row_count", "step", b"step", "sub_batch_size", b"sub_batch_size", "traceparent", b"traceparent"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_traceparent", b"_traceparent", "body_bytes", b"body_bytes", "client_fallbacks", b"client_fallbacks", "digest", b"digest", "rank", b"rank", "row_count", b"row_count", "step", b"step", "sub_batch_size", b"sub_batch_size", "traceparent", b"traceparent"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_traceparent", b"_traceparent"]) -> typing.Literal["traceparent"] | None: ...
 
 global___SuperBatchHeader = SuperBatchHeader
