@@ -83,7 +83,7 @@ def shows_internals(text: str, *secrets: str) -> bool:
 def decoders(folder: Path) -> dict[str, Decoder]:
     """Every decoder by its surface."""
     return {
-        "Arrow bytes": Decoder(arrow_case, read_arrow),
+        "arrow": Decoder(arrow_case, read_arrow),
         "safetensors": Decoder(lambda rng: (folder / "weights", weights_case(rng)), read_weights),
     }
 

@@ -15,6 +15,7 @@ from tests.reliability import (
     controller_down,
     credentials,
     fuzz,
+    fuzz_guided,
     herd,
     one_version,
     overload,
@@ -30,14 +31,16 @@ PROOFS: Mapping[str, Callable[[bool], Measured]] = {
     "chaos": chaos.run,
     "controller-down": controller_down.run,
     "credentials": credentials.run,
-    "fuzz": fuzz.run,
+    **{f"fuzz-{surface}": partial(fuzz.run, [surface]) for surface in fuzz.SURFACES},
+    "fuzz-guided": fuzz_guided.run,
     "herd": herd.run,
     "one-version": one_version.run,
     "overload": overload.run,
     "redeploys": redeploys.run,
     "resume": resume.run,
     "seeded-bugs": seeded_bugs.run,
-    "state-machines": state_machines.run,
+    "state-machine-store": state_machines.store,
+    "state-machine-stream": state_machines.stream,
 }
 """Name, as on the command line → what proves it; True: in seconds."""
 

@@ -50,12 +50,12 @@ class Surfaces:
             for name, make in REQUESTS.items()
         ]
         self.surfaces: dict[str, Callable[[random.Random], Any]] = {
-            "Select frames": self._select,
-            "Arrow bytes": self._arrow,
+            "select-frames": self._select,
+            "arrow": self._arrow,
             "safetensors": self._weights,
-            "PushWeights order": self._push,
-            "other requests": self._other,
-            "raw HTTP/2": self._raw,
+            "push-order": self._push,
+            "other-requests": self._other,
+            "http2": self._raw,
         }
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The proof `state-machines`: random orders of everything trainers and gateways do, each step compared with a model."""
+"""The proofs `state-machine-…`: random orders of what trainers and gateways do, each step compared with a model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
+from rich.progress import MofNCompleteColumn, Progress
 
 from benchmarks.results import Figure
 from benchmarks.suite import Measured
@@ -17,30 +18,29 @@ from tests.reliability.store_machine import StoreMachine
 from tests.reliability.stream_machine import StreamMachine
 from tests.service.conftest import config, target_of
 
-_STORIES = {StreamMachine: (2000, 10), StoreMachine: (5000, 30)}
-"""Stories in the full form and in the short one."""
+STREAM_STORIES, SHORT_STREAM_STORIES = 2000, 10
+STORE_STORIES, SHORT_STORE_STORIES = 5000, 30
 _STEPS = 30
 
 
-def run(short: bool) -> Measured:
-    """Tells so many stories; the first that disagrees with its model ends them, and is told as short as it can be."""
-    figures: list[Figure] = []
-    raw: dict[str, Any] = {}
+def stream(short: bool) -> Measured:
+    """Tells stories of a trainer and its gateway."""
     with tempfile.TemporaryDirectory() as folder:
         service = start_service(config(Path(folder)))
         StreamMachine.target = target_of(service)
         try:
-            for machine, name in ((StreamMachine, "stream protocol"), (StoreMachine, "weight store")):
-                figures += _told(machine, name, _STORIES[machine][short], raw)
+            return _told(StreamMachine, SHORT_STREAM_STORIES if short else STREAM_STORIES)
         finally:
             service.stop()
-    return figures, raw
 
 
-def _told(
-    machine: type[StreamMachine] | type[StoreMachine], name: str, count: int, raw: dict[str, Any]
-) -> list[Figure]:
-    machine.checked, began = 0, time.monotonic()
+def store(short: bool) -> Measured:
+    """Tells stories of gateways and their weight store."""
+    return _told(StoreMachine, SHORT_STORE_STORIES if short else STORE_STORIES)
+
+
+def _told(machine: type[StreamMachine] | type[StoreMachine], count: int) -> Measured:
+    """Tells so many; the first that disagrees with the model ends them, and is told as short as it can be."""
     how = settings(
         max_examples=count,
         stateful_step_count=_STEPS,
@@ -50,14 +50,22 @@ def _told(
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
     )
-    disagreement = ""
-    try:
-        run_state_machine_as_test(machine, settings=how)
-    except (AssertionError, ExceptionGroup) as error:
-        disagreement = "\n".join([str(error), *getattr(error, "__notes__", ())])
-    raw[name] = {"seconds": round(time.monotonic() - began, 1), "disagreement": disagreement}
-    return [
-        Figure(f"{name}: stories of up to {_STEPS} steps", count, ""),
-        Figure(f"{name}: outcomes compared", machine.checked, ""),
-        Figure(f"{name}: disagreements with the model", bool(disagreement), "", 0),
+    disagreement, began = "", time.monotonic()
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+        task = progress.add_task("stories", total=count)
+
+        def teardown(self: Any) -> None:
+            machine.teardown(self)
+            progress.advance(task)
+
+        counted: Any = type(f"Counted{machine.__name__}", (machine,), {"checked": 0, "teardown": teardown})
+        try:
+            run_state_machine_as_test(counted, settings=how)
+        except (AssertionError, ExceptionGroup) as error:
+            disagreement = "\n".join([str(error), *getattr(error, "__notes__", ())])
+    figures = [
+        Figure(f"stories of up to {_STEPS} steps", count, ""),
+        Figure("outcomes compared", counted.checked, ""),
+        Figure("disagreements with the model", bool(disagreement), "", 0),
     ]
+    return figures, {"seconds": round(time.monotonic() - began, 1), "disagreement": disagreement}
