@@ -57,6 +57,19 @@ def test_a_gateway_that_vanished_while_the_trainer_trained_is_noticed_meanwhile(
     assert run.select(candidates(first=1), 2, 1).step == 1
 
 
+@pytest.mark.slow
+def test_a_gateway_that_vanishes_late_in_a_long_wait_is_noticed_like_any_other(
+    service: FakeService, elsewhere: FakeService, proxy: TcpProxy, run: Run
+) -> None:
+    service.on_super_batch = lambda stream, received: None
+    future = run.submit(candidates(), 2, 0, timeout_s=10 * TIMEOUT_S)
+    with pytest.raises(TimeoutError):
+        future.result(1.5 * TIMEOUT_S)  # six pings without data, four more than gRPC would send by itself
+    proxy.vanish()
+    proxy.target_port = elsewhere.port
+    assert future.result(2 * TIMEOUT_S).step == 0
+
+
 def test_an_address_that_takes_connections_and_says_nothing_is_left_for_another_in_time(
     service: FakeService, elsewhere: FakeService, proxy: TcpProxy, run: Run
 ) -> None:
