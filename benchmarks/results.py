@@ -111,11 +111,6 @@ def with_table(text: str, table: str, name: str = "results") -> str:
     return f"{text[: text.index(begin)]}{begin}\n{table}\n{text[text.index(end) :]}"
 
 
-def write_table(page: Path, results: Iterable[Result]) -> None:
-    """Writes the table of results into its page."""
-    page.write_text(with_table(page.read_text(), markdown(results)))
-
-
 def _marks(name: str) -> tuple[str, str]:
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 

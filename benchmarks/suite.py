@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.results import Figure, Result, load_all, write_table
+from benchmarks.results import Figure, Result, load_all, markdown, with_table
 
 Measured = tuple[list[Figure], dict[str, Any]]
 """Figures, and the raw numbers that they were made of."""
@@ -26,13 +26,15 @@ class Suite:
         command: what runs a member, without its name.
         members: name → what measures it.
         results: the folder of the results.
-        page: the page with their table.
+        page: the page with their tables.
+        tables: name of a generated part of the page → what writes it.
     """
 
     command: str
     members: Mapping[str, Callable[[], Measured]]
     results: Path
     page: Path
+    tables: Mapping[str, Callable[[Sequence[Result]], str]] = field(default_factory=lambda: {"results": markdown})
 
     def measure(self, names: Sequence[str], console: Console, save: bool) -> bool:
         """Measures, shows and, with `save`, writes the members named; returns whether a target was missed."""
@@ -44,10 +46,17 @@ class Suite:
             missed |= any(figure.is_missed for figure in figures)
             if save:
                 self._result(name, figures, raw).save(self.results)
-                write_table(self.page, load_all(self.results))
+                self.write_page()
         if missed:
             console.print("[bold red]At least one target was missed.[/]")
         return missed
+
+    def write_page(self) -> None:
+        """Writes the tables anew from the results."""
+        text, results = self.page.read_text(), load_all(self.results)
+        for name, table in self.tables.items():
+            text = with_table(text, table(results), name)
+        self.page.write_text(text)
 
     def _result(self, name: str, figures: list[Figure], raw: dict[str, Any]) -> Result:
         return Result(

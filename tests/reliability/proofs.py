@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.machine import ROOT
+from benchmarks.results import markdown
 from benchmarks.suite import Measured, Suite
 from tests.reliability import (
     atomic_push,
@@ -24,6 +25,7 @@ from tests.reliability import (
     seeded_bugs,
     state_machines,
 )
+from tests.reliability.promises import summary
 
 PROOFS: Mapping[str, Callable[[bool], Measured]] = {
     "atomic-push": atomic_push.run,
@@ -52,4 +54,5 @@ def suite(short: bool) -> Suite:
         members={name: partial(run, short) for name, run in PROOFS.items()},
         results=Path(__file__).resolve().parent / "results",
         page=ROOT / "docs" / "reliability.md",
+        tables={"promises": summary, "results": markdown},
     )
