@@ -6,16 +6,16 @@ import json
 import threading
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.process_memory import MB, resident_mb
 from benchmarks.processes import child, service
 from benchmarks.results import Figure
 from preceptor import RunSpec, SelectionClient
 
-MB, MIB = 1_000_000, 1 << 20
+MIB = 1 << 20
 STREAMS, IN_FLIGHT, SECONDS = 8, 2, 40.0
 ROWS = 20_700  # 63.8 MB of images and labels
 SUB_BATCH_SIZE = ROWS // 5
@@ -38,7 +38,7 @@ def run() -> tuple[list[Figure], dict[str, Any]]:
             selection.push_weights({"nothing": np.zeros(1, np.float32)}, step=0)
         arguments = (str(ports["grpc"]), json.dumps(SPEC))
         trainers = [stack.enter_context(child("trainer", *arguments, str(rank))) for rank in range(STREAMS)]
-        idle = _memory(ports["gateway_pid"])
+        idle = resident_mb(ports["gateway_pid"])
         with Sampler(ports["gateway_pid"]) as sampler:
             for trainer in trainers:
                 trainer.tell(seconds=SECONDS, rows=ROWS, count=SUB_BATCH_SIZE, in_flight=IN_FLIGHT)
@@ -76,22 +76,8 @@ class Sampler:
     def _sample(self) -> None:
         started = time.monotonic()
         while not self._done.wait(_SAMPLE_EVERY_S):
-            self.samples.append({"at_s": round(time.monotonic() - started, 2), **_memory(self._pid)})
+            self.samples.append({"at_s": round(time.monotonic() - started, 2), **resident_mb(self._pid)})
 
 
 def _peak(sampler: Sampler, name: str) -> float:
     return max(sample[name] for sample in sampler.samples)
-
-
-def _memory(pid: int) -> dict[str, float]:
-    """Returns MB of resident memory: all (`rss`), without shared memory (`own`), and proportional (`pss`)."""
-    status = _kilobytes(Path(f"/proc/{pid}/status"), "RssAnon", "RssFile", "RssShmem")
-    rollup = _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
-    own = status["RssAnon"] + status["RssFile"]
-    in_kilobytes = {"own": own, "rss": own + status["RssShmem"], "pss": rollup["Pss"]}
-    return {name: round(value * 1024 / MB, 1) for name, value in in_kilobytes.items()}
-
-
-def _kilobytes(path: Path, *names: str) -> dict[str, int]:
-    fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    return {name: int(fields[name].split()[0]) for name in names}
