@@ -71,6 +71,7 @@ class Served:
         gateway: dict[str, Any],
         environ: dict[str, str],
         architectures: dict[str, str],
+        rules: dict[str, str],
         store: Path | None = None,
     ) -> None:
         self.port, self.metrics_port, self.pool = free_port(), free_port(), pool
@@ -84,6 +85,7 @@ class Served:
             "weights": {"path": str(store or folder / "store")},
             "scorer": scorer_settings(scorers),
             "architectures": architectures,
+            "rules": rules,
         }
         self._config.write_text(yaml.safe_dump(settings))
         self._process = self._start()
@@ -183,6 +185,7 @@ def serve(
     pool: str = "ray",
     environ: dict[str, str] | None = None,
     architectures: dict[str, str] | None = None,
+    rules: dict[str, str] | None = None,
     store: Path | None = None,
     **gateway: Any,
 ) -> Iterator[Served]:
@@ -191,7 +194,7 @@ def serve(
     `gateway` are settings of its section.
     """
     with tempfile.TemporaryDirectory(prefix="preceptor-proof-", ignore_cleanup_errors=True) as folder:
-        served = Served(Path(folder), scorers, pool, gateway, environ or {}, architectures or {}, store)
+        served = Served(Path(folder), scorers, pool, gateway, environ or {}, architectures or {}, rules or {}, store)
         try:
             served.wait_until_it_answers()
             yield served
