@@ -74,7 +74,7 @@ class CoTrainer:
         settings: what bounds the journal.
         is_current: whether the run is still the one that was meant; blocking.
         committed: told each version that this gateway made, its training, and how many steps.
-        collect: removes what expired in the store, now and then; blocking.
+        collect: begins to remove what expired in the store, now and then.
     """
 
     def __init__(
@@ -458,7 +458,7 @@ class CoTrainer:
                 await asyncio.to_thread(
                     self._journal.clear, self._run_id, before_step, self._settings.answers_bytes, self._answers.get
                 )
-            await asyncio.to_thread(self._collect)
+            self._collect()
         except (PreceptorError, OSError) as error:
             logger.warning("run %s: what is trained on was not cleared away: %s", self._run_id, error)
         finally:

@@ -158,6 +158,7 @@ class RunRegistry:
         self._co_trained = co_trained
         self._active: dict[str, ActiveRun] = {}
         self._collected_at = -math.inf
+        self._collecting: asyncio.Task[None] | None = None
 
     async def create(self, spec: RunSpec, owner: str | None = None) -> ActiveRun:
         """Creates a run of `owner`, or returns the existing one of the same spec, whoever created it.
@@ -338,10 +339,18 @@ class RunRegistry:
         return self._run_store.holds(run.record)
 
     def collect_now_and_then(self) -> None:
-        """Removes what expired in the store, at most twice a minute: it reads every manifest. Blocking."""
-        if time.monotonic() - self._collected_at >= _COLLECT_S:
+        """Begins, at most twice a minute, to remove what expired in the store: it reads every manifest. Never waits."""
+        if self._collecting is None and time.monotonic() - self._collected_at >= _COLLECT_S:
             self._collected_at = time.monotonic()
-            self._weight_store.collect()
+            self._collecting = asyncio.create_task(self._collect())
+
+    async def _collect(self) -> None:
+        try:
+            await asyncio.to_thread(self._weight_store.collect)
+        except Exception:
+            logger.exception("what expired in the store was not removed; it is tried again")
+        finally:
+            self._collecting = None
 
     def _lacks_weights(self, run: ActiveRun) -> bool:
         return (run.rule.needs_learner and run.learner is None) or (run.rule.needs_reference and run.lacks_reference)

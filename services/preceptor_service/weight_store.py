@@ -343,18 +343,17 @@ class WeightStore:
                     if storage.modified_s(_manifest(folder, successor)) < now - self._grace_s:
                         storage.remove(_manifest(folder, expired))
                         reached("version-expired")
-        for name in storage.names("staging"):
-            if name.endswith(SET_ASIDE):
-                self._restore_or_remove(name)
+        set_aside = [name for name in storage.names("staging") if name.endswith(SET_ASIDE)]  # by collections that died
         named = self._named_digests()
         for name in storage.names("blobs") if named is not None else ():
             with suppress(FileNotFoundError):  # another collection was faster
                 if name not in (named or ()) and storage.modified_s(f"blobs/{name}") < now - self._grace_s:
                     # Set aside first: a commit that named it in this very moment is seen afterwards.
-                    set_aside = f"{name}.{uuid.uuid4().hex}{SET_ASIDE}"
-                    storage.rename(f"blobs/{name}", f"staging/{set_aside}")
+                    set_aside.append(f"{name}.{uuid.uuid4().hex}{SET_ASIDE}")
+                    storage.rename(f"blobs/{name}", f"staging/{set_aside[-1]}")
                     reached("blob-set-aside")
-                    self._restore_or_remove(set_aside)
+        if set_aside:
+            self._restore_or_remove(set_aside)
         storage.sweep(now - UPLOAD_GRACE_S)
 
     def _commit(
@@ -444,16 +443,17 @@ class WeightStore:
                 return self._storage.exists(blob_name(digest))
         return False
 
-    def _restore_or_remove(self, set_aside: str) -> None:
-        blob = set_aside.partition(".")[0]
-        named = self._named_digests()
-        with suppress(FileNotFoundError):  # another collection was faster
-            if (named is None or blob in named) and not self._storage.exists(f"blobs/{blob}"):
-                self._storage.rename(f"staging/{set_aside}", f"blobs/{blob}")
-                reached("blob-restored")
-            else:
-                self._storage.remove(f"staging/{set_aside}")
-                reached("blob-removed")
+    def _restore_or_remove(self, set_aside: list[str]) -> None:
+        named = self._named_digests()  # once for all of them: it reads every manifest
+        for name in set_aside:
+            blob = name.partition(".")[0]
+            with suppress(FileNotFoundError):  # another collection was faster
+                if (named is None or blob in named) and not self._storage.exists(f"blobs/{blob}"):
+                    self._storage.rename(f"staging/{name}", f"blobs/{blob}")
+                    reached("blob-restored")
+                else:
+                    self._storage.remove(f"staging/{name}")
+                    reached("blob-removed")
 
     def _named_digests(self) -> set[str] | None:
         """Returns the digests, without "sha256:", of all versions with a manifest; None where one cannot be read."""

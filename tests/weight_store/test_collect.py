@@ -169,6 +169,28 @@ def hexadecimal(version: WeightsVersion) -> str:
     return version.digest.removeprefix("sha256:")
 
 
+def test_each_manifest_is_read_twice_however_much_is_removed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, reads = place.open(), list[str]()
+    store = store_with_runs(storage, keep_versions=2)
+    for step in range(3):
+        push(store, b"%d" % step, step=step)
+    for number in range(20):
+        store.put(b"not named %d" % number)
+    place.age(100)
+    read = storage.read
+
+    def counted(path: str) -> bytes:
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(storage, "read", counted)
+
+    store.collect()
+
+    assert len(place.names("blobs")) == 2
+    assert len([path for path in reads if path.endswith(".json")]) == 2 * 2
+
+
 def test_what_training_goes_on_from_stays_with_its_version(place: Place) -> None:
     store = store_with_runs(place.open(), keep_versions=2)
     for number in range(1, 5):

@@ -60,7 +60,7 @@ class WeightsService:
         report = await (
             self._runs.serve(run, version) if role == "learner" else self._runs.serve_reference(run, role, version)
         )
-        await asyncio.to_thread(self._runs.collect_now_and_then)
+        self._runs.collect_now_and_then()
         return weights_pb2.PushWeightsResponse(
             version=translate.weights_version(version), replicas_loaded=report.loaded, replicas_asked=report.asked
         )
