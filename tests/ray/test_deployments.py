@@ -38,6 +38,13 @@ def test_both_take_the_custom_resources_that_place_them() -> None:
         assert deployment.ray_actor_options["resources"] == expected
 
 
+def test_replicas_have_one_heap_for_all_threads() -> None:
+    config = parse_config({})
+    for deployment in (gateway_deployment(config), scorer_deployment(config, 0)):
+        assert deployment.ray_actor_options is not None
+        assert deployment.ray_actor_options["runtime_env"]["env_vars"]["MALLOC_ARENA_MAX"] == "1"
+
+
 @pytest.mark.parametrize(("num_cpus", "threads", "expected"), [(1, None, 1), (2.5, None, 3), (0.1, None, 1), (4, 2, 2)])
 def test_a_scorer_uses_the_threads_that_it_was_given(num_cpus: float, threads: int | None, expected: int) -> None:
     assert parse_config({"scorer": {"num_cpus": num_cpus, "threads": threads}}).scorer.threads_or_default == expected

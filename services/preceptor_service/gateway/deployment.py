@@ -16,13 +16,11 @@ from preceptor_service.config import ServiceConfig, parse_config
 from preceptor_service.gateway.gateway import Gateway, Ports
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.process_log import start_logging
+from preceptor_service.replica_environment import ENVIRONMENT
 from preceptor_service.replica_port import keep_replica_port_local
 from preceptor_service.scoring.ray_pool import RayPool
 from preceptor_service.tracing import start_tracing
 from preceptor_service.weight_store import WeightStore
-
-_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
-"""One heap for all threads: with one each, freed pieces of super-batches stay behind in every one of them."""
 
 
 class GatewayReplica:
@@ -75,7 +73,7 @@ def gateway_deployment(config: ServiceConfig) -> serve.Deployment:
         ray_actor_options={
             "num_cpus": config.gateway.num_cpus,
             "resources": config.gateway.resources,
-            "runtime_env": {"env_vars": _ENVIRONMENT},
+            "runtime_env": {"env_vars": ENVIRONMENT},
         },
         graceful_shutdown_timeout_s=config.gateway.drain_s + 5,
         graceful_shutdown_wait_loop_s=0.1,

@@ -11,6 +11,7 @@ from preceptor_service.config import ServiceConfig, parse_config
 from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.process_log import start_logging
+from preceptor_service.replica_environment import ENVIRONMENT
 from preceptor_service.replica_port import keep_replica_port_local
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.engine import ScoringEngine
@@ -105,7 +106,12 @@ def scorer_deployment(config: ServiceConfig, num_gpus: float) -> serve.Deploymen
         }
     return serve.deployment(
         name="Scorer",
-        ray_actor_options={"num_cpus": scorer.num_cpus, "num_gpus": num_gpus, "resources": scorer.resources},
+        ray_actor_options={
+            "num_cpus": scorer.num_cpus,
+            "num_gpus": num_gpus,
+            "resources": scorer.resources,
+            "runtime_env": {"env_vars": ENVIRONMENT},
+        },
         max_ongoing_requests=scorer.max_ongoing,
         graceful_shutdown_timeout_s=config.gateway.drain_s,
         health_check_period_s=2,
