@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,8 @@ SUBNET = "10.213.77"
 GCS_PORT = 6399
 RAY_METRICS_PORT = 8090
 _END_TIMEOUT_S = 20.0
+_NAMESPACES = Path("/etc/netns")
+"""`ip netns exec` puts what lies here in a folder of the namespace's name over the files of /etc."""
 
 
 def ip(*arguments: str) -> None:
@@ -80,6 +84,13 @@ class Host:
                 found.append(psutil.Process(pid))
         return found
 
+    def know(self, name: str, addresses: Sequence[str]) -> None:
+        """Lets what is started here from now on find `name` at `addresses`."""
+        folder = _NAMESPACES / self.namespace
+        folder.mkdir(parents=True, exist_ok=True)
+        known = Path("/etc/hosts").read_text()
+        (folder / "hosts").write_text("\n".join([known, *(f"{address} {name}" for address in addresses), ""]))
+
     def lose(self) -> None:
         """Ends everything on this host at once, as a power cut would."""
         deadline = time.monotonic() + _END_TIMEOUT_S
@@ -94,6 +105,19 @@ class Host:
                 if pipe is not None:
                     pipe.close()
         self.started.clear()
+
+    def remove(self) -> None:
+        """Ends everything, and removes the namespace and its names."""
+        with ExitStack() as leaving:  # each, whatever becomes of the one before
+            leaving.callback(_forget_names, self.namespace)
+            leaving.callback(ip, "netns", "delete", self.namespace)
+            self.lose()
+
+
+def _forget_names(namespace: str) -> None:
+    shutil.rmtree(_NAMESPACES / namespace, ignore_errors=True)
+    with suppress(OSError):  # others', or none
+        _NAMESPACES.rmdir()
 
 
 class Network:
@@ -112,13 +136,7 @@ class Network:
     def add(self, name: str, **environment: str) -> Host:
         """Adds a host."""
         namespace, number = f"preceptor-{self._mark}-{name}", len(self.hosts) + 1
-        ip("netns", "add", namespace)
-        ip("-n", namespace, "link", "add", "eth0", "type", "veth", "peer", "name", f"to-{name}", "netns", self._hub)
-        ip("-n", self._hub, "link", "set", f"to-{name}", "master", "bridge", "up")
         address = f"{SUBNET}.{number}"
-        ip("-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
-        ip("-n", namespace, "link", "set", "lo", "up")
-        ip("-n", namespace, "link", "set", "eth0", "up")
         ours = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
@@ -127,12 +145,18 @@ class Network:
             "OMP_NUM_THREADS": "1",
         }
         host = Host(namespace, address, {**os.environ, **ours, **environment}, self._folder / f"{name}.log")
+        ip("netns", "add", namespace)
         self.hosts.append(host)
+        ip("-n", namespace, "link", "add", "eth0", "type", "veth", "peer", "name", f"to-{name}", "netns", self._hub)
+        ip("-n", self._hub, "link", "set", f"to-{name}", "master", "bridge", "up")
+        ip("-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
+        ip("-n", namespace, "link", "set", "lo", "up")
+        ip("-n", namespace, "link", "set", "eth0", "up")
         return host
 
     def close(self) -> None:
         """Ends every process and removes every namespace."""
-        for host in self.hosts:
-            host.lose()
-            ip("netns", "delete", host.namespace)
-        ip("netns", "delete", self._hub)
+        with ExitStack() as leaving:
+            leaving.callback(ip, "netns", "delete", self._hub)
+            for host in self.hosts:
+                leaving.callback(host.remove)

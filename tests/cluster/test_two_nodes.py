@@ -10,23 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.cluster.hosts import GCS_PORT, RAY_METRICS_PORT, Host, Network, can_make_hosts
+from tests.cluster.hosts import RAY_METRICS_PORT, Host, Network, can_make_hosts
+from tests.cluster.two_nodes import PORT, metric, serve, start_node, titled
 from tests.prerequisites import lacking
 from tests.ray.test_lost_scorer import wait_until
+from tests.reliability.served import GATEWAY
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(280)]
 
-PORT, METRICS_PORT = 7600, 9464
 RUN_ID = "shared"
-TRIES = 3
-"""Of a Ray node, which gives its agent 15 s to start: on a busy machine not enough."""
-SCORER = "ray::ServeReplica:preceptor:Scorer"
-GATEWAY = "ray::ServeReplica:preceptor:Gateway"
 
 
 class Trainer:
@@ -72,34 +66,6 @@ class Trainer:
         self.complaints += self._process.stderr
 
 
-def titled(host: Host, title: str) -> list[psutil.Process]:
-    """The replicas of one deployment on one host."""
-    found = []
-    for process in host.processes():
-        try:
-            if " ".join(process.cmdline()).startswith(title):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def metric(host: Host, name: str, port: int = METRICS_PORT, **labels: str) -> float:
-    """The sum of the samples of that name and labels at the gateway of `host`, asked from that host."""
-    url = f"http://{host.address}:{port}/metrics"
-    asked = f"import urllib.request as r, sys; sys.stdout.write(r.urlopen({url!r}, timeout=10).read().decode())"
-    told = subprocess.run(
-        ["ip", "netns", "exec", host.namespace, sys.executable, "-c", asked],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(told.stdout)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
-
-
 def requests_to_scorer(host: Host) -> float:
     """What the scorer of `host` was asked, as Ray's node there tells; 0 while it tells nothing yet."""
     try:
@@ -125,46 +91,9 @@ def network(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -
     network.close()
 
 
-def start_node(host: Host, head: Host) -> None:
-    """Starts a Ray node with room for one gateway and one scorer; again where Ray gives up, as KubeRay would."""
-    place = ["--head", f"--port={GCS_PORT}", "--include-dashboard=false"]
-    if host is not head:
-        place = [f"--address={head.address}:{GCS_PORT}"]
-    offers = json.dumps({"preceptor_gateway": 1, "preceptor_scorer": 1})
-    for _ in range(TRIES):
-        told = len(host.log.read_text()) if host.log.exists() else 0
-        ray = host.start_ray(*place, "--num-cpus=2", f"--resources={offers}", "--object-store-memory=100000000")
-        wait_until(
-            lambda: "Ray runtime started" in host.log.read_text()[told:] or ray.poll() is not None,  # noqa: B023
-            f"Ray on {host.address}",
-        )
-        if ray.poll() is None:
-            return
-    pytest.fail(f"Ray on {host.address} gave up {TRIES} times: {host.log.read_text()[-2000:]}")
-
-
 def test_a_node_is_lost_and_comes_back_under_load(network: Network, tmp_path: Path) -> None:
     first, second = network.add("first"), network.add("second")
-    settings = {
-        "gateway": {
-            "host": "0.0.0.0",
-            "port": PORT,
-            "replicas": 2,
-            "resources": {"preceptor_gateway": 1},
-        },
-        "metrics": {"host": "0.0.0.0", "port": METRICS_PORT},
-        "scorer": {"replicas": 2, "num_cpus": 0.1, "micro_batch_rows": 100, "resources": {"preceptor_scorer": 1}},
-        "weights": {"path": str(tmp_path / "store")},
-    }
-    (tmp_path / "preceptor.yaml").write_text(yaml.safe_dump(settings))
-    start_node(first, first)
-    start_node(second, first)
-    first.environment["RAY_ADDRESS"] = f"{first.address}:{GCS_PORT}"
-    first.start(sys.executable, "-m", "preceptor_service", "serve", "--config", str(tmp_path / "preceptor.yaml"))
-
-    wait_until(lambda: bool(titled(first, GATEWAY) and titled(second, GATEWAY)), "a gateway on each node")
-    wait_until(lambda: bool(titled(first, SCORER) and titled(second, SCORER)), "a scorer on each node")
-    wait_until(lambda: "is serving" in first.log.read_text(), "the service was ready")
+    serve((first, second), tmp_path, {"num_cpus": 0.1, "micro_batch_rows": 100})
 
     one = Trainer(first, f"{first.address}:{PORT}", 0, "ready")
     one.wait_for_more(20)

@@ -13,29 +13,30 @@ import random
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from benchmarks.machine import ROOT
 from benchmarks.results import Figure
 from benchmarks.suite import Measured
-from preceptor import RunSpec, SelectionClient
-from tests.ray.candidates import state
-from tests.reliability.reference_run import chained, differs, learner_of, settings_of
-from tests.reliability.served import CONTROLLER, GATEWAY, SCORER, Served, environment, serve, wait_until
+from preceptor import RunSpec
+from tests.cluster.hosts import can_make_hosts
+from tests.reliability.layout import SCORERS, Layout, laid_out
+from tests.reliability.reference_run import chained, differs, settings_of
+from tests.reliability.served import CONTROLLER, SCORER, wait_until
 from tests.reliability.steady_pusher import Pusher
 from tests.reliability.traffic import Mark, Record, Step, read
 from tests.reliability.trainer import Trainer
 
-SCORERS = 2
 RANKS = 4
 """Trainers of one run; the last run's learner is pushed all the time."""
 AROUND_S = 5.0
@@ -47,31 +48,35 @@ _READY_S = 240.0
 
 @dataclass(frozen=True)
 class Form:
-    """How much of it: trainers, how long, and how often something happens."""
+    """How much of it: trainers, how long, how often something happens, and on how many hosts (1 or 2)."""
 
     trainers: int
     seconds: float
     every_s: float
     hang_s: float
+    hosts: int
     update_s: float = 0.25
 
 
-WHOLE = Form(trainers=16, seconds=600, every_s=20, hang_s=15)
-SHORT = Form(trainers=4, seconds=60, every_s=10, hang_s=8)
+WHOLE = Form(trainers=16, seconds=600, every_s=20, hang_s=15, hosts=2)
+SHORT = Form(trainers=4, seconds=60, every_s=10, hang_s=8, hosts=1)
 
 
 class Workers:
-    """Trainers and pusher, each a process that is started again when it was killed."""
+    """Trainers and pusher, each a process that is started again, on its host, when it was killed."""
 
-    def __init__(self, trainers: Sequence[Trainer], pusher: Pusher) -> None:
-        self._commands = {f"trainer {trainer.number}": trainer.command for trainer in trainers}
-        self._commands["pusher"] = pusher.command
-        self._running = {name: _started(command) for name, command in self._commands.items()}
+    def __init__(self, layout: Layout, trainers: Sequence[Trainer], pusher: Pusher) -> None:
+        commands = {f"trainer {trainer.number}": trainer.command for trainer in trainers}
+        commands["pusher"] = pusher.command
+        self._start = {
+            name: partial(layout.start, number, command) for number, (name, command) in enumerate(commands.items())
+        }
+        self._running = {name: start() for name, start in self._start.items()}
 
     def kill(self, name: str) -> None:
         """Kills one and starts it again."""
         _end(self._running[name])
-        self._running[name] = _started(self._commands[name])
+        self._running[name] = self._start[name]()
 
     def stop(self) -> None:
         """Lets each end its step and waits for that.
@@ -92,11 +97,7 @@ class Workers:
             _end(process)
 
 
-def _started(command: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[Any]) -> None:
     with process:  # closes its pipe, and waits
         process.kill()
 
@@ -104,8 +105,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 class Misfortune:
     """Everything that happens to the service and its trainers, one thing at a time."""
 
-    def __init__(self, served: Served, workers: Workers, form: Form, seed: int) -> None:
-        self._served = served
+    def __init__(self, layout: Layout, workers: Workers, form: Form, seed: int) -> None:
+        self._layout = layout
         self._workers = workers
         self._form = form
         self._random = random.Random(seed)
@@ -113,7 +114,7 @@ class Misfortune:
         self.kinds: dict[str, Callable[[], None]] = {
             "kill scorer": lambda: self._kill(SCORER),
             "hang scorer": self._hang_scorer,
-            "kill gateway": lambda: self._kill(GATEWAY),
+            "kill gateway": lambda: os.kill(self._layout.busiest_gateway(), signal.SIGKILL),
             "kill controller": lambda: self._kill(CONTROLLER),
             "kill pusher": lambda: self._workers.kill("pusher"),
             "kill trainer": lambda: self._workers.kill(f"trainer {self._random.randrange(self._form.trainers)}"),
@@ -130,21 +131,26 @@ class Misfortune:
                 return
             coming = coming or self._random.sample(sorted(self.kinds), len(self.kinds))
             kind = coming.pop()
+            # The promise is for one lost at a time.
             if kind.endswith("scorer"):
-                # The promise is for two of them.
-                wait_until(lambda: self._served.running_scorers() == SCORERS, "two scorers run", _READY_S)
+                wait_until(lambda: self._layout.running_scorers() == SCORERS, "two scorers run", _READY_S)
+            elif kind.endswith("gateway"):
+                wait_until(self._all_gateways_run, "every gateway runs", _READY_S)
             mark = Mark(kind, time.monotonic(), 0.0)
             self.kinds[kind]()
             mark.ended_s = time.monotonic()
             console.print(f"  {mark.ended_s - began:5.0f} s  {kind}")
             yield mark
 
+    def _all_gateways_run(self) -> bool:
+        return self._layout.running_gateways() == self._layout.hosts
+
     def _kill(self, title: str) -> None:
-        wait_until(lambda: bool(self._served.pids(title)), f"there is a {title}", _READY_S)
-        os.kill(self._random.choice(self._served.pids(title)), signal.SIGKILL)
+        wait_until(lambda: bool(self._layout.pids(title)), f"there is a {title}", _READY_S)
+        os.kill(self._random.choice(self._layout.pids(title)), signal.SIGKILL)
 
     def _hang_scorer(self) -> None:
-        hung = self._random.choice(self._served.pids(SCORER))
+        hung = self._random.choice(self._layout.pids(SCORER))
         os.kill(hung, signal.SIGSTOP)
         try:
             self._pause.wait(self._form.hang_s)
@@ -216,19 +222,19 @@ def run(short: bool, form: Form | None = None, seed: int = 4) -> Measured:
     """Runs the proof; `form` is another one than the two."""
     form = form or (SHORT if short else WHOLE)
     console = Console()
-    with tempfile.TemporaryDirectory(prefix="preceptor-chaos-") as folder, serve(SCORERS) as served:
+    hosts, lacking = form.hosts, ""
+    if hosts > 1 and not can_make_hosts():
+        hosts, lacking = 1, "one node only: this machine lacks root, or network namespaces (Debian package iproute2)"
+        console.print(f"  [bold red]{lacking}")
+    with tempfile.TemporaryDirectory(prefix="preceptor-chaos-") as folder, laid_out(hosts) as layout:
         specs = [_settings(number, form.trainers) for number in range(form.trainers)]
-        with SelectionClient(served.target, timeout_s=60) as client:
-            for settings in {settings.run_id: settings for settings in specs}.values():
-                created = client.create_run(settings)
-                created.push_reference(state("reference"))
-                created.push_weights(learner_of(0), step=0)
+        _make_ready(layout, {settings.run_id for settings in specs})
         trainers = [
-            Trainer(number, settings.run_id, number % RANKS, served.target, folder, form.update_s)
+            Trainer(number, settings.run_id, number % RANKS, layout.target, folder, form.update_s)
             for number, settings in enumerate(specs)
         ]
-        pusher = Pusher("pushed", served.target, folder, pause_s=0.3)
-        workers = Workers(trainers, pusher)
+        pusher = Pusher("pushed", layout.target, folder, pause_s=0.3)
+        workers = Workers(layout, trainers, pusher)
         with _working(workers):
             wait_until(
                 lambda: (
@@ -239,12 +245,21 @@ def run(short: bool, form: Form | None = None, seed: int = 4) -> Measured:
                 _READY_S,
             )
             calm_until = time.monotonic()
-            marks = list(Misfortune(served, workers, form, seed).marks(console))
+            marks = list(Misfortune(layout, workers, form, seed).marks(console))
         answers = {trainer.number: read([trainer.answers]) for trainer in trainers}
         judged = [judge(t, settings, answers[t.number]) for t, settings in zip(trainers, specs, strict=True)]
         pushes = [json.loads(line) for line in pusher.pushes.read_text().splitlines() if line.endswith("}")]
     record = Record([step for steps in answers.values() for step in steps], marks, time.monotonic())
-    return _figures(record, judged, pushes, calm_until)
+    figures, raw = _figures(record, judged, pushes, calm_until)
+    # Each host has one gateway.
+    return [Figure("hosts", hosts, ""), Figure("gateways", hosts, ""), *figures], {"lacking": lacking, **raw}
+
+
+def _make_ready(layout: Layout, run_ids: Collection[str]) -> None:
+    command = [sys.executable, "-m", "tests.reliability.ready_runs", layout.target, *run_ids]
+    with layout.start(0, command) as process:
+        if process.wait(_READY_S):
+            raise RuntimeError(f"making the runs ready ended with {process.returncode}")
 
 
 def _has_begun(trainer: Trainer) -> bool:
