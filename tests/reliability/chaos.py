@@ -124,9 +124,10 @@ class Misfortune:
         """Does one thing after the other, in random order, each as often as the others."""
         began = time.monotonic()
         until = began + self._form.seconds
+        due = began + self._form.every_s
         coming: list[str] = []
-        for number in itertools.count(1):
-            self._pause.wait(max(0.0, min(began + number * self._form.every_s, until) - time.monotonic()))
+        while True:
+            self._pause.wait(max(0.0, min(due, until) - time.monotonic()))
             if time.monotonic() >= until - self._form.every_s / 2:
                 return
             coming = coming or self._random.sample(sorted(self.kinds), len(self.kinds))
@@ -139,6 +140,8 @@ class Misfortune:
             mark = Mark(kind, time.monotonic(), 0.0)
             self.kinds[kind]()
             mark.ended_s = time.monotonic()
+            # Where a replacement kept it waiting, the next one keeps its distance: nothing is around two of them.
+            due = max(due + self._form.every_s, mark.ended_s + AROUND_S)
             console.print(f"  {mark.ended_s - began:5.0f} s  {kind}")
             yield mark
 
