@@ -43,7 +43,8 @@ from preceptor_service.co_training.journal import Answer, Columns, Journal, Read
 from preceptor_service.config import CoTrainingConfig
 from preceptor_service.scoring.pool import ScorerLostError, ScorerPool, Trained, Trainee, Training
 from preceptor_service.scoring.run_models import architecture_of
-from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import Role, WeightsVersion
 
 _POLL_S = (0.02, 0.5)
 """First and longest pause between two looks at what other gateways did."""

@@ -15,7 +15,7 @@ from preceptor_service.drawing import Draw, drawn_for_reference
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.selected import Arrived, FallbackReason, Selected
 from preceptor_service.super_batch import SuperBatch
-from preceptor_service.weight_store import WeightsVersion
+from preceptor_service.weight_versions import WeightsVersion
 
 
 async def given_before(co_trainer: CoTrainer, pinned: Pinned, arrived: Arrived, draw: Draw) -> Selected | None:

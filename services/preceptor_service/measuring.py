@@ -21,7 +21,8 @@ from preceptor_service.scoring.engine import ScoringEngine
 from preceptor_service.scoring.run_models import architecture_of, scoring_models
 from preceptor_service.super_batch import SuperBatch
 from preceptor_service.tasks import run_columns
-from preceptor_service.weight_store import ROLES, Role, WeightStore
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import ROLES, Role
 
 _MODEL_BYTES = 1 << 40
 

@@ -14,7 +14,8 @@ from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.run_store import RunStore
 from preceptor_service.scoring.run_models import architecture_of
 from preceptor_service.tasks import run_columns
-from preceptor_service.weight_store import ROLES, Role, WeightStore
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import ROLES, Role
 
 _OF_IMAGES = ("input_dtype", "mean", "std")
 

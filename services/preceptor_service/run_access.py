@@ -6,7 +6,8 @@ from preceptor.errors import InternalError, OverloadedError, PermissionDeniedErr
 from preceptor_service.access.caller import Caller, Role
 from preceptor_service.run_store import RunStore
 from preceptor_service.spec_checks import RUN_ID
-from preceptor_service.weight_store import ROLES, WeightStore, weights_not_found
+from preceptor_service.weight_store import WeightStore, weights_not_found
+from preceptor_service.weight_versions import ROLES
 
 
 class RunAccess:

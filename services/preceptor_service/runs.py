@@ -38,7 +38,8 @@ from preceptor_service.scoring.run_models import architecture_of, scoring_models
 from preceptor_service.selectors import Selector
 from preceptor_service.spec_checks import RUN_ID, check_room
 from preceptor_service.tasks import Columns
-from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import Role, WeightsVersion
 
 _REFRESH_S = 0.5
 _REFRESH_TIMEOUT_S = 2.0

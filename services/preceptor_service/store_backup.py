@@ -29,7 +29,8 @@ from preceptor_service.co_training.journal import FILE_NAME, FOLDERS, check_cont
 from preceptor_service.run_store import parse_record
 from preceptor_service.storage import Storage
 from preceptor_service.weight_staging import Staged, disk_errors
-from preceptor_service.weight_store import ROLES, RUN_ID, WeightsVersion, parse_manifest
+from preceptor_service.weight_store import RUN_ID
+from preceptor_service.weight_versions import ROLES, WeightsVersion, parse_manifest
 
 _FORMAT_NAME = "preceptor-store.json"
 _FORMAT = b'{"format": 1}'

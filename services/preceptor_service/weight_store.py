@@ -8,16 +8,13 @@ files lie is `Storage`; every decision is made here.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 from preceptor.errors import (
     DiskFullError,
@@ -31,71 +28,28 @@ from preceptor.errors import (
     WeightsNotFoundError,
 )
 from preceptor_service.config import WeightsConfig
-from preceptor_service.failpoints import reached
 from preceptor_service.storage import SET_ASIDE, Storage, StoreHealth, as_storage, blob_name, open_storage
+from preceptor_service.weight_collection import collect
 from preceptor_service.weight_staging import Staged, disk_errors
-
-__all__ = ["ROLES", "RUN_ID", "Role", "Staged", "StoreHealth", "WeightStore", "WeightsVersion"]
-
-Role = Literal["learner", "reference", "reference_fold_1"]
-
-UPLOAD_GRACE_S = 3600.0
-"""A staging file that nothing was written to for so long is taken for abandoned."""
-
-ROLES: tuple[Role, ...] = ("learner", "reference", "reference_fold_1")
-"""Every role that weights have in a run."""
+from preceptor_service.weight_versions import (
+    DIGEST,
+    ROLES,
+    Place,
+    Role,
+    WeightsVersion,
+    create_manifest,
+    numbers_among,
+    read_manifest,
+)
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_MANIFEST = re.compile(r"([0-9]{8,})\.json")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WeightsVersion:
-    """One committed version.
-
-    Attributes:
-        version: 1 for the first, then one more each.
-        step: the trainer's step that the weights belong to.
-        digest: `"sha256:..."` of the safetensors file.
-        total_bytes: its size.
-        commit_time_s: seconds since the epoch.
-        optimiser_digest: of what training needs beside the weights to go on from them; only of a co-trained learner,
-            and never loaded to score.
-        reference_digest, reference_bytes, reference_optimiser_digest: of the reference that is trained beside it, where
-            there is one.
-    """
-
-    version: int
-    step: int
-    digest: str
-    total_bytes: int
-    commit_time_s: float
-    optimiser_digest: str | None = None
-    reference_digest: str | None = None
-    reference_bytes: int | None = None
-    reference_optimiser_digest: str | None = None
-
-    @property
-    def digests(self) -> set[str]:
-        """Every blob that it names."""
-        named = (self.digest, self.optimiser_digest, self.reference_digest, self.reference_optimiser_digest)
-        return {digest for digest in named if digest is not None}
 
 
 def weights_not_found(digest: str) -> WeightsNotFoundError:
     """Returns what is said of weights that are not there, and of those that are none of the caller's business."""
     return WeightsNotFoundError(f"the store has no weights {digest}; push them")
-
-
-class _Place(NamedTuple):
-    """Where the versions of one role of a run lie; `folder` is None where the run is not there."""
-
-    run_id: str
-    role: str
-    folder: str | None
 
 
 class WeightStore:
@@ -223,11 +177,11 @@ class WeightStore:
                     self.require(digest)
                 if not is_current():
                     raise _deleted(run_id)
-                if self._create(_manifest(folder, version.version), version):
+                if create_manifest(self._storage, folder, version):
                     return version
             except FileNotFoundError as error:
                 raise _deleted(run_id) from error
-        return self._read(_Place(run_id, "learner", folder), version.version)
+        return read_manifest(self._storage, Place(run_id, "learner", folder), version.version)
 
     def adopt(
         self, run_id: str, role: Role, digest: str, is_current: Callable[[], bool] = lambda: True
@@ -259,7 +213,7 @@ class WeightStore:
         """
         place = self._place(run_id, role)
         numbers = self._numbers(place)
-        return self._read(place, numbers[-1]) if numbers else None
+        return read_manifest(self._storage, place, numbers[-1]) if numbers else None
 
     def newest_number(self, run_id: str, role: Role) -> int:
         """Returns the number of the newest committed version, damaged or not; 0 before the first."""
@@ -284,7 +238,7 @@ class WeightStore:
         kept = self._kept_numbers(place)
         if version not in kept:
             raise WeightsNotFoundError(f"run {run_id!r} has no {role} version {version}; kept are {kept}")
-        return self._read(place, version)
+        return read_manifest(self._storage, place, version)
 
     def versions(self, run_id: str, role: Role) -> tuple[WeightsVersion, ...]:
         """Returns the committed versions that are kept and intact, oldest first."""
@@ -328,33 +282,9 @@ class WeightStore:
         and then; where an object store cannot be reached, the next collection does what this one did not.
         """
         try:
-            self._collect()
+            collect(self._storage, self._keep_versions, self._grace_s)
         except (UnavailableError, DiskFullError) as error:
             logger.warning("not everything that expired was removed from the store: %s", error)
-
-    def _collect(self) -> None:
-        storage, now = self._storage, self._storage.clock_s()
-        for folder, versions in storage.all_versions(("learner",)):
-            numbers = _numbers_among(versions.names)
-            for expired, successor in zip(numbers, numbers[self._keep_versions :], strict=False):
-                # It stays a while after it expired, for the super-batches that are pinned to it, and so that a
-                # slow push can still see that it lost.
-                with suppress(FileNotFoundError):  # another collection was faster
-                    if storage.modified_s(_manifest(folder, successor)) < now - self._grace_s:
-                        storage.remove(_manifest(folder, expired))
-                        reached("version-expired")
-        set_aside = [name for name in storage.names("staging") if name.endswith(SET_ASIDE)]  # by collections that died
-        named = self._named_digests()
-        for name in storage.names("blobs") if named is not None else ():
-            with suppress(FileNotFoundError):  # another collection was faster
-                if name not in (named or ()) and storage.modified_s(f"blobs/{name}") < now - self._grace_s:
-                    # Set aside first: a commit that named it in this very moment is seen afterwards.
-                    set_aside.append(f"{name}.{uuid.uuid4().hex}{SET_ASIDE}")
-                    storage.rename(f"blobs/{name}", f"staging/{set_aside[-1]}")
-                    reached("blob-set-aside")
-        if set_aside:
-            self._restore_or_remove(set_aside)
-        storage.sweep(now - UPLOAD_GRACE_S)
 
     def _commit(
         self,
@@ -372,7 +302,7 @@ class WeightStore:
             folder = self._storage.open_versions(_checked_run(run_id), role)
         except FileNotFoundError as error:
             raise _deleted(run_id) from error
-        place = _Place(run_id, role, folder)
+        place = Place(run_id, role, folder)
         numbers = self._kept_numbers(place)
         kept = self._intact(place, numbers)
         newest = numbers[-1] if numbers else 0
@@ -397,7 +327,7 @@ class WeightStore:
         if not is_current():
             raise _deleted(run_id)
         try:
-            is_first = self._create(_manifest(folder, version.version), version)
+            is_first = create_manifest(self._storage, folder, version)
         except FileNotFoundError as error:
             raise _deleted(run_id) from error
         if is_first:
@@ -414,16 +344,6 @@ class WeightStore:
             f"run {run_id!r} got learner version {newest + 1} from another push meanwhile; "
             "push again if these weights are still newer"
         )
-
-    def _create(self, manifest: str, version: WeightsVersion) -> bool:
-        """Creates the manifest whole and durable; False where it exists already.
-
-        Raises:
-            FileNotFoundError: the life of the run is over.
-        """
-        # Older gateways know no optional ones.
-        stored = {name: value for name, value in asdict(version).items() if value is not None}
-        return self._storage.create(manifest, json.dumps(stored).encode())
 
     def _found(self, find: Callable[[str], Path], digest: str) -> Path:
         with suppress(FileNotFoundError):
@@ -443,81 +363,29 @@ class WeightStore:
                 return self._storage.exists(blob_name(digest))
         return False
 
-    def _restore_or_remove(self, set_aside: list[str]) -> None:
-        named = self._named_digests()  # once for all of them: it reads every manifest
-        for name in set_aside:
-            blob = name.partition(".")[0]
-            with suppress(FileNotFoundError):  # another collection was faster
-                if (named is None or blob in named) and not self._storage.exists(f"blobs/{blob}"):
-                    self._storage.rename(f"staging/{name}", f"blobs/{blob}")
-                    reached("blob-restored")
-                else:
-                    self._storage.remove(f"staging/{name}")
-                    reached("blob-removed")
-
-    def _named_digests(self) -> set[str] | None:
-        """Returns the digests, without "sha256:", of all versions with a manifest; None where one cannot be read."""
-        named = set()
-        for folder, versions in self._storage.all_versions(ROLES):
-            place = _Place(versions.run_id, versions.role, folder)
-            for number in _numbers_among(versions.names):
-                try:
-                    named |= {digest.removeprefix("sha256:") for digest in self._read(place, number).digests}
-                except WeightsNotFoundError:
-                    continue  # deleted since it was listed
-                except InternalError as error:
-                    logger.warning("no weights are removed from the store: %s", error)
-                    return None
-        return named
-
-    def _intact(self, place: _Place, numbers: list[int]) -> list[WeightsVersion]:
+    def _intact(self, place: Place, numbers: list[int]) -> list[WeightsVersion]:
         versions = []
         for number in numbers:
             try:
-                versions.append(self._read(place, number))
+                versions.append(read_manifest(self._storage, place, number))
             except WeightsNotFoundError:
                 continue  # deleted since it was listed
             except InternalError as error:
                 logger.warning("left out: %s", error)
         return versions
 
-    def _read(self, place: _Place, number: int) -> WeightsVersion:
-        run_id, role, folder = place
-        try:
-            version = parse_manifest(self._storage.read(_manifest(folder or "", number)), number)
-        except FileNotFoundError as error:
-            raise WeightsNotFoundError(f"run {run_id!r} has no {role} version {number} any more") from error
-        except (ValueError, TypeError) as error:
-            cure = "push newer weights" if role == "learner" else "create another run, since a reference never changes"
-            raise InternalError(
-                f"{role} version {number} of run {run_id!r} is damaged in the store ({error}); {cure}"
-            ) from error
-        return version
-
-    def _kept_numbers(self, place: _Place) -> list[int]:
+    def _kept_numbers(self, place: Place) -> list[int]:
         return self._numbers(place)[-self._keep_versions :]
 
-    def _numbers(self, place: _Place) -> list[int]:
-        return [] if place.folder is None else _numbers_among(self._storage.names(place.folder))
+    def _numbers(self, place: Place) -> list[int]:
+        return [] if place.folder is None else numbers_among(self._storage.names(place.folder))
 
-    def _place(self, run_id: str, role: Role) -> _Place:
-        return _Place(run_id, role, self._storage.find_versions(_checked_run(run_id), role))
-
-
-def parse_manifest(content: bytes, number: int) -> WeightsVersion:
-    """Returns the version that the content of a manifest describes.
-
-    Raises:
-        ValueError, TypeError: it describes none, or one that is not `number`.
-    """
-    version = WeightsVersion(**json.loads(content))
-    if version.version != number or not all(map(_DIGEST.fullmatch, version.digests)):
-        raise ValueError(f"it describes version {version.version} with digest {version.digest}")
-    return version
+    def _place(self, run_id: str, role: Role) -> Place:
+        return Place(run_id, role, self._storage.find_versions(_checked_run(run_id), role))
 
 
 def _checked(digest: str) -> str:
-    if not _DIGEST.fullmatch(digest):
+    if not DIGEST.fullmatch(digest):
         raise WeightsNotFoundError(f"digest is {digest[:80]!r}; give 'sha256:' and 64 hexadecimal digits")
     return digest
 
@@ -542,11 +410,3 @@ def _repeated(
         if same and (version.version == newest or not (rewind or is_ahead)):
             return version
     return None
-
-
-def _numbers_among(names: list[str]) -> list[int]:
-    return sorted(int(match[1]) for name in names if (match := _MANIFEST.fullmatch(name)))
-
-
-def _manifest(folder: str, number: int) -> str:
-    return f"{folder}/{number:08d}.json"

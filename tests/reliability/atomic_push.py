@@ -24,7 +24,9 @@ from benchmarks.results import Figure
 from benchmarks.suite import Measured
 from preceptor.errors import InternalError, PreceptorError, WeightsNotFoundError
 from preceptor_service.failpoints import FAILPOINTS, Failpoint
-from preceptor_service.weight_store import ROLES, UPLOAD_GRACE_S, Role, WeightStore
+from preceptor_service.weight_collection import UPLOAD_GRACE_S
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import ROLES, Role
 from tests.reliability.pusher import KEEP_VERSIONS, RUNS, Push, Pushers, Task, commit, open_store, pushers
 from tests.stores import DirectoryPlace, ObjectPlace, Place
 

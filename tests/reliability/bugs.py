@@ -108,8 +108,8 @@ BUGS = (
     Bug(
         "removes a version that super-batches are pinned to",
         "pinned versions are kept",
-        f"{_SERVICE}/weight_store.py",
-        "if storage.modified_s(_manifest(folder, successor)) < now - self._grace_s:",
+        f"{_SERVICE}/weight_collection.py",
+        "if storage.modified_s(manifest_path(folder, successor)) < now - grace_s:",
         "if True:",
         "tests/weight_store/test_collect.py::test_expired_versions_leave_a_trace_for_the_grace_period[directory]",
     ),

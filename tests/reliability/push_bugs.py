@@ -10,10 +10,10 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from preceptor_service import weight_collection
 from preceptor_service.failpoints import reached
 from preceptor_service.storage.directory import DirectoryStorage
 from preceptor_service.weight_staging import sync_directory
-from preceptor_service.weight_store import WeightStore
 
 
 def _publish_before_fsync() -> None:
@@ -64,7 +64,7 @@ def _write_manifests_in_place() -> None:
 
 
 def _forget_what_is_named() -> None:
-    WeightStore._named_digests = lambda self: set()  # type: ignore[method-assign]
+    weight_collection._named_digests = lambda storage: set()
 
 
 PUSH_BUGS: Mapping[str, Callable[[], None]] = {

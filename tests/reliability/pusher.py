@@ -25,7 +25,9 @@ from benchmarks.machine import ROOT
 from preceptor_service import failpoints
 from preceptor_service.config import WeightsConfig
 from preceptor_service.storage import Storage, open_storage
-from preceptor_service.weight_store import UPLOAD_GRACE_S, Role, WeightStore
+from preceptor_service.weight_collection import UPLOAD_GRACE_S
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import Role
 from tests.reliability.page_cache import PageCache
 from tests.reliability.push_bugs import PUSH_BUGS
 from tests.weight_store.pushing import create_run

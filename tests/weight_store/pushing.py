@@ -13,7 +13,8 @@ from preceptor.errors import PreceptorError
 from preceptor_service.config import WeightsConfig
 from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.storage import Storage, open_storage
-from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import Role, WeightsVersion
 
 
 def create_run(root: Path | Storage, run_id: str = "run") -> RunRecord:

@@ -10,7 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from preceptor.errors import WeightsNotFoundError
-from preceptor_service.weight_store import UPLOAD_GRACE_S, WeightStore, WeightsVersion
+from preceptor_service import weight_store
+from preceptor_service.storage import Storage
+from preceptor_service.weight_collection import UPLOAD_GRACE_S
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import WeightsVersion, create_manifest
 from tests.stores import DirectoryPlace, Place
 from tests.weight_store.pushing import push, store_with_runs
 
@@ -88,15 +92,14 @@ def test_a_blob_that_a_collection_took_while_it_was_committed_comes_back(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = store_with_runs(place.open(), keep_versions=2)
-    create = store._create
 
-    def collected_first(manifest: str, version: WeightsVersion) -> bool:
+    def collected_first(storage: Storage, folder: str, version: WeightsVersion) -> bool:
         place.age(100)
         store.collect()
         assert place.names("blobs") == []
-        return create(manifest, version)
+        return create_manifest(storage, folder, version)
 
-    monkeypatch.setattr(store, "_create", collected_first)
+    monkeypatch.setattr(weight_store, "create_manifest", collected_first)
     version = push(store, b"one")
 
     assert place.names("blobs") == [hexadecimal(version)]

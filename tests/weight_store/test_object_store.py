@@ -21,7 +21,9 @@ from preceptor_service.run_store import RunStore
 from preceptor_service.storage import StoreHealth, check_storage
 from preceptor_service.storage.blob_cache import BlobCache
 from preceptor_service.storage.bucket import PART_BYTES, Bucket
-from preceptor_service.weight_store import UPLOAD_GRACE_S, WeightStore, WeightsVersion
+from preceptor_service.weight_collection import UPLOAD_GRACE_S
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import WeightsVersion
 from tests.stores import ObjectPlace
 from tests.tcp_proxy import TcpProxy
 from tests.weight_store.pushing import create_run, push, store_with_runs

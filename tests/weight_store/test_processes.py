@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from preceptor_service.weight_store import UPLOAD_GRACE_S, WeightStore
+from preceptor_service.weight_collection import UPLOAD_GRACE_S
+from preceptor_service.weight_store import WeightStore
 from tests.stores import Place
 from tests.weight_store.pushing import create_run, push, store_with_runs
 

@@ -22,8 +22,11 @@ from preceptor.errors import (
     TooLargeError,
     WeightsNotFoundError,
 )
+from preceptor_service import weight_store
 from preceptor_service.run_store import RunStore
-from preceptor_service.weight_store import WeightStore, WeightsVersion
+from preceptor_service.storage import Storage
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import WeightsVersion, create_manifest
 from tests.stores import Place
 from tests.weight_store.pushing import create_run, push, store_with_runs
 
@@ -298,14 +301,12 @@ class TestDeleteRun:
     def test_a_commit_under_way_does_not_bring_it_back(
         self, store: WeightStore, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        create = store._create
-
-        def deleted_first(manifest: str, version: WeightsVersion) -> bool:
+        def deleted_first(storage: Storage, folder: str, version: WeightsVersion) -> bool:
             store.delete_run("run")
             RunStore(place.open()).delete("run")
-            return create(manifest, version)
+            return create_manifest(storage, folder, version)
 
-        monkeypatch.setattr(store, "_create", deleted_first)
+        monkeypatch.setattr(weight_store, "create_manifest", deleted_first)
         with pytest.raises(PushConflictError, match="deleted"):
             push(store, b"one")
         assert store.head("run", "learner") is None
@@ -372,14 +373,13 @@ def directories_synced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], set[
 
 def overtaken_by(store: WeightStore, data: bytes, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets another push of `data` commit just before the next manifest is created."""
-    create = store._create
 
-    def overtaken(manifest: str, version: WeightsVersion) -> bool:
+    def overtaken(storage: Storage, folder: str, version: WeightsVersion) -> bool:
         monkeypatch.undo()
         push(store, data, step=step)
-        return create(manifest, version)
+        return create_manifest(storage, folder, version)
 
-    monkeypatch.setattr(store, "_create", overtaken)
+    monkeypatch.setattr(weight_store, "create_manifest", overtaken)
 
 
 class TestTrained:

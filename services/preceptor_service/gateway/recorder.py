@@ -20,7 +20,7 @@ from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.schedule import is_held_back
 from preceptor_service.scoring.pool import Trained
 from preceptor_service.selected import FallbackReason, Selected, Stages
-from preceptor_service.weight_store import Role
+from preceptor_service.weight_versions import Role
 
 _NO_GATEWAY = "no_gateway"
 """Why a client drew for itself, beside the reasons that a gateway has."""

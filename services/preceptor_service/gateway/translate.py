@@ -19,7 +19,7 @@ from preceptor_service.memory_bank.ids import are_texts, as_texts
 from preceptor_service.reported_metrics import Reported
 from preceptor_service.runs import ActiveRun, Pinned
 from preceptor_service.selected import Scored, Selected, Stages
-from preceptor_service.weight_store import WeightsVersion
+from preceptor_service.weight_versions import WeightsVersion
 
 
 def selection(

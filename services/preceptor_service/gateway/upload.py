@@ -7,7 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from preceptor_service.weight_store import Staged, WeightStore
+from preceptor_service.weight_staging import Staged
+from preceptor_service.weight_store import WeightStore
 
 P = ParamSpec("P")
 T = TypeVar("T")

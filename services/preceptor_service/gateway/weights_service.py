@@ -16,7 +16,8 @@ from preceptor_service.gateway.body import ChunkOrder, next_message
 from preceptor_service.gateway.recorder import Recorder
 from preceptor_service.gateway.upload import Upload
 from preceptor_service.runs import ActiveRun, RunRegistry
-from preceptor_service.weight_store import Role, WeightStore, WeightsVersion
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import Role, WeightsVersion
 
 Context: TypeAlias = grpc.aio.ServicerContext
 

@@ -14,7 +14,8 @@ from preceptor_service.method_registry import MethodRegistry
 from preceptor_service.run_store import RunStore
 from preceptor_service.scores import ScoreRule
 from preceptor_service.scoring.pool import Measure, ModelRef, ScoringModels
-from preceptor_service.weight_store import ROLES, Role, WeightStore, WeightsVersion
+from preceptor_service.weight_store import WeightStore
+from preceptor_service.weight_versions import ROLES, Role, WeightsVersion
 
 if TYPE_CHECKING:
     from preceptor_service.scoring.engine import ScoringEngine
