@@ -269,7 +269,7 @@ class LimitsConfig(_Section):
     max_runs: Positive = Field(1000, description="Runs that exist at once.")
     max_runs_per_identity: Positive = Field(500, description="Runs of one creator at once, where callers are known.")
     max_streams_per_identity: Positive = Field(
-        128, description="Open Select, Score and PushWeights calls of one caller per gateway, where callers are known."
+        256, description="Open Select, Score and PushWeights calls of one caller per gateway, where callers are known."
     )
 
 

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from preceptor.errors import DeadlineExceededError, InvalidSuperBatchError, ScorersUnavailableError
+from preceptor.errors import (
+    DeadlineExceededError,
+    InvalidSuperBatchError,
+    PreceptorError,
+    ScorersUnavailableError,
+    UnavailableError,
+)
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.drawing import Draw, drawn_by_score, drawn_uniformly
 from preceptor_service.handing_out import given_before, handed_out
@@ -28,11 +37,15 @@ from preceptor_service.scoring.pool import Losses, MicroBatch, ScorerLostError, 
 from preceptor_service.selected import Arrived, FallbackReason, Scored, Selected, Stages
 from preceptor_service.super_batch import SuperBatch, decode
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _RESCORE_WAITS_S = (0.0, 0.1, 0.3, 1.0, 1.0)
 """Pauses after each try of one micro-batch. One that kills every scorer it meets must not go on for ever."""
 _NOTHING = np.empty(0, np.float32)
 _LEAST_CHARGE_BYTES = 1024 * 1024
 """What a small micro-batch counts as, or 1/64 of the budget: many tiny ones keep a scorer busy, too."""
+_PIN_AGAIN_S = 0.1
 _ROWS_DRAWN_HERE = 16_384
 """Up to here a draw takes 0.2 ms, less than the way to another thread and back."""
 
@@ -53,6 +66,8 @@ class Pipeline:
         self._in_flight = in_flight
         self._hedging = hedging
         self._micro_batch_timeout_s = micro_batch_timeout_s
+        # Not those that wait for the store: while it hangs, super-batches go on.
+        self._threads = ThreadPoolExecutor(thread_name_prefix="preceptor-super-batch")
         self._least_charge_bytes = min(_LEAST_CHARGE_BYTES, in_flight.limit_bytes // 64)
 
     def expected_wait_s(self, run: ActiveRun) -> float:
@@ -63,17 +78,34 @@ class Pipeline:
         """Names the one learner version behind the answer to `step`, at least `observed_version`.
 
         Called before `select` or `score`, in the order in which a trainer's super-batches arrived, so
-        that versions never go back. Waits for fresher weights, until `deadline`, where the run says so.
+        that versions never go back. Waits, until `deadline`, while the store does not tell the version, and for fresher
+        weights where the run says so.
 
         Raises:
             WeightsMissingError: the score rule needs weights that were never pushed.
+            DeadlineExceededError, UnavailableError: nothing came of waiting, and the run does not fall back.
         """
-        pinned = await self._runs.pin(run, step, observed_version)
+        pinned = await self._pinned(run, step, observed_version, deadline)
         while pinned.is_too_stale and run.spec.on_stale == "wait":
             if not await self._runs.wait_for_push(run, deadline):
                 break
-            pinned = await self._runs.pin(run, step, observed_version)
+            pinned = await self._pinned(run, step, observed_version, deadline)
         return pinned
+
+    async def _pinned(self, run: ActiveRun, step: int | None, observed_version: int, deadline: float) -> Pinned:
+        why: PreceptorError = DeadlineExceededError(f"the store told no learner version within {run.deadline_s:g} s")
+        try:
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    try:
+                        return await self._runs.pin(run, step, observed_version)
+                    except UnavailableError as error:
+                        why = error
+                    await asyncio.sleep(_PIN_AGAIN_S)
+        except TimeoutError:
+            if step is None or run.spec.on_deadline == "raise":
+                raise why from None
+            return Pinned(run.models(None), None, None, False)  # its deadline is over: `select` draws uniformly
 
     async def select(self, run: ActiveRun, pinned: Pinned, arrived: Arrived, draw: Draw) -> Selected:
         """Answers one super-batch (Algorithm 1, lines 4 to 6), and has a co-trained model learn from it (line 8).
@@ -104,7 +136,7 @@ class Pipeline:
         if pinned.is_too_stale and run.spec.on_stale == "uniform":
             return _drawn_uniformly(run, pinned, super_batch, draw, stages, fallback="stale")
         left_s = deadline - asyncio.get_running_loop().time()
-        if run.spec.on_deadline == "uniform" and self.expected_wait_s(run) > left_s:
+        if run.spec.on_deadline == "uniform" and self.expected_wait_s(run) >= left_s:
             return _drawn_uniformly(run, pinned, super_batch, draw, stages, fallback="deadline")  # now, not then
         try:
             if run.co_trainer is not None:
@@ -115,7 +147,7 @@ class Pipeline:
                 raise
             reason: FallbackReason = "deadline" if isinstance(error, DeadlineExceededError) else "scorers"
             return _drawn_uniformly(run, pinned, super_batch, draw, stages, fallback=reason)
-        return await _drawn(run, pinned, super_batch, scored, draw, by_score, stages)
+        return await self._drawn(run, pinned, super_batch, scored, draw, by_score, stages)
 
     async def score(self, run: ActiveRun, pinned: Pinned, arrived: Arrived) -> tuple[Scored, Stages]:
         """Scores one super-batch and draws nothing.
@@ -138,12 +170,12 @@ class Pipeline:
         """
         stages = Stages()
         super_batch = await self._decoded(run, arrived, stages)
-        ids, contents = await asyncio.to_thread(_named, super_batch)
+        ids, contents = await self._in_thread(_named, super_batch)
         return await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages), ids, contents, stages
 
     async def _decoded(self, run: ActiveRun, arrived: Arrived, stages: Stages) -> SuperBatch:
         started = time.perf_counter()
-        super_batch = await asyncio.to_thread(decode, arrived.body, run.columns, arrived.rows)
+        super_batch = await self._in_thread(decode, arrived.body, run.columns, arrived.rows)
         stages.decode_s = time.perf_counter() - started
         return super_batch
 
@@ -155,8 +187,8 @@ class Pipeline:
                 f"no fresher weights came within {run.deadline_s:g} s: the learner copy is {pinned.staleness_steps} "
                 f"steps old, max_staleness_steps is {run.spec.max_staleness_steps}; push more often or raise the bound"
             )
-        folds = await asyncio.to_thread(super_batch.folds) if run.spec.cross_reference else None
-        known = None if run.table is None else await asyncio.to_thread(_looked_up, run.table, super_batch, stages)
+        folds = await self._in_thread(super_batch.folds) if run.spec.cross_reference else None
+        known = None if run.table is None else await self._in_thread(_looked_up, run.table, super_batch, stages)
         try:
             async with asyncio.timeout_at(deadline):
                 if known is None:
@@ -231,6 +263,28 @@ class Pipeline:
             "scorer that is out of memory"
         )
 
+    async def _drawn(
+        self,
+        run: ActiveRun,
+        pinned: Pinned,
+        super_batch: SuperBatch,
+        scored: Scored,
+        draw: Draw,
+        by_score: int,
+        stages: Stages,
+    ) -> Selected:
+        started = time.perf_counter()
+        scores = scored.scores
+        here = len(scores) <= _ROWS_DRAWN_HERE
+        drawing = (run.spec, run.selector, scores, draw, by_score)
+        indices, weights = drawn_by_score(*drawing) if here else await self._in_thread(drawn_by_score, *drawing)
+        non_finite = len(scores) - int(np.count_nonzero(np.isfinite(scores)))
+        stages.select_s = time.perf_counter() - started
+        return Selected(indices, scores, weights, pinned, None, non_finite, super_batch.example_id, stages)
+
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
+
     def _charge(self, micro_batch: MicroBatch) -> int:
         return max(micro_batch.nbytes, self._least_charge_bytes)
 
@@ -267,25 +321,6 @@ def _check_size(draw: Draw, super_batch: SuperBatch) -> None:
         raise InvalidSuperBatchError(
             f"sub_batch_size is {draw.sub_batch_size}; choose from 1 to the {super_batch.rows} candidates offered"
         )
-
-
-async def _drawn(
-    run: ActiveRun,
-    pinned: Pinned,
-    super_batch: SuperBatch,
-    scored: Scored,
-    draw: Draw,
-    by_score: int,
-    stages: Stages,
-) -> Selected:
-    started = time.perf_counter()
-    scores = scored.scores
-    here = len(scores) <= _ROWS_DRAWN_HERE
-    drawing = (run.spec, run.selector, scores, draw, by_score)
-    indices, weights = drawn_by_score(*drawing) if here else await asyncio.to_thread(drawn_by_score, *drawing)
-    non_finite = len(scores) - int(np.count_nonzero(np.isfinite(scores)))
-    stages.select_s = time.perf_counter() - started
-    return Selected(indices, scores, weights, pinned, None, non_finite, super_batch.example_id, stages)
 
 
 def _drawn_uniformly(

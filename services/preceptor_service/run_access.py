@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from preceptor.errors import InternalError, OverloadedError, PermissionDeniedError, RunNotFoundError
+from preceptor.errors import (
+    InternalError,
+    OverloadedError,
+    PermissionDeniedError,
+    RunNotFoundError,
+    UnavailableError,
+)
 from preceptor_service.access.caller import Caller, Role
 from preceptor_service.run_store import RunStore
 from preceptor_service.spec_checks import RUN_ID
 from preceptor_service.weight_store import WeightStore, weights_not_found
 from preceptor_service.weight_versions import ROLES
 
+_OWNERS = 10_000
+"""Runs whose owners are kept in mind."""
+
 
 class RunAccess:
     """Reads the stores afresh each time, so that no other gateway's deletion or creation is missed. Blocking.
+
+    Where the store does not tell, the owner that it told last counts: it does not change while a run lives.
 
     Args:
         run_store: knows who created which run.
@@ -23,18 +34,21 @@ class RunAccess:
         self._run_store = run_store
         self._weight_store = weight_store
         self._max_runs = max_runs_per_identity
+        self._owners: dict[str, str | None] = {}
 
-    def check(self, caller: Caller, role: Role, run_id: str) -> None:
+    def check(self, caller: Caller, role: Role, run_id: str, is_afresh: bool = True) -> None:
         """Returns where the caller has `role` on the run; the answer does not tell whether there is such a run.
 
-        Who may create runs of that name passes also where there is none, to be told so.
+        Who may create runs of that name passes also where there is none, to be told so. Unless `is_afresh` it does not
+        look into the store, and does not block.
 
         Raises:
             PermissionDeniedError: it has not.
+            UnavailableError: the store does not tell, and never did.
         """
         if caller.grants is None:
             return
-        exists, owner = self._owner(run_id)
+        exists, owner = self._owner(run_id) if is_afresh else (True, self._last_owner(run_id))
         if caller.may(role, run_id, owner) or (not exists and caller.may("create", run_id, None)):
             return
         raise PermissionDeniedError(
@@ -91,8 +105,20 @@ class RunAccess:
         if not RUN_ID.fullmatch(run_id):
             return False, None
         try:
-            return True, self._run_store.read(run_id).owner
+            owner = self._run_store.read(run_id).owner
         except RunNotFoundError:
+            self._owners.pop(run_id, None)
             return False, None
-        except InternalError:
-            return True, None
+        except InternalError:  # damaged
+            return True, self._owners.get(run_id)
+        except UnavailableError:
+            return True, self._last_owner(run_id)
+        if len(self._owners) >= _OWNERS:
+            self._owners.clear()
+        self._owners[run_id] = owner
+        return True, owner
+
+    def _last_owner(self, run_id: str) -> str | None:
+        if run_id not in self._owners:
+            raise UnavailableError("the store does not tell whose run it is; try again")
+        return self._owners[run_id]

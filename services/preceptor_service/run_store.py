@@ -78,13 +78,14 @@ class RunStore:
 
         Raises:
             RunNotFoundError: there is none.
+            UnavailableError: the store cannot be read just now.
             InternalError: its file is damaged.
         """
         try:
             return parse_record(self._storage.read_record(run_id))
         except FileNotFoundError:
             raise RunNotFoundError(f"there is no run {run_id!r}; create it first") from None
-        except (OSError, ValueError, KeyError, TypeError, json_format.ParseError) as error:
+        except (ValueError, KeyError, TypeError, json_format.ParseError) as error:
             raise InternalError(f"the record of run {run_id!r} is damaged; delete the run") from error
 
     def exists(self, run_id: str) -> bool:

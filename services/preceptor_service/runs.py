@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from preceptor.errors import (
     OverloadedError,
@@ -22,6 +23,7 @@ from preceptor.runs import RunSpec
 from preceptor.v1 import weights_pb2
 from preceptor_service.checked_specs import CheckedSpec, SpecChecker
 from preceptor_service.co_trainer import CoTrainer
+from preceptor_service.collector import Collector
 from preceptor_service.config import ServiceConfig
 from preceptor_service.cost_meter import Cost, ForwardFlops, cost_of
 from preceptor_service.method_registry import MethodRegistry
@@ -36,7 +38,7 @@ from preceptor_service.scores import ScoreRule
 from preceptor_service.scoring.pool import LoadReport, ScorerPool, ScoringModels, Trained
 from preceptor_service.scoring.run_models import architecture_of, scoring_models
 from preceptor_service.selectors import Selector
-from preceptor_service.spec_checks import RUN_ID, check_room
+from preceptor_service.spec_checks import RUN_ID, check_pinned_weights_last, check_room
 from preceptor_service.tasks import Columns
 from preceptor_service.weight_store import WeightStore
 from preceptor_service.weight_versions import Role, WeightsVersion
@@ -44,8 +46,10 @@ from preceptor_service.weight_versions import Role, WeightsVersion
 _REFRESH_S = 0.5
 _REFRESH_TIMEOUT_S = 2.0
 _POLL_S = 0.05
-_COLLECT_S = 30.0
 _UNKNOWN_FLOPS = ForwardFlops()
+
+_Heads: TypeAlias = tuple[RunRecord | None, tuple[WeightsVersion | None, ...]]
+"""A run's record, and the latest version of learner, reference, and reference of fold 1."""
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +76,7 @@ class ActiveRun:
     counters: RunCounters = field(default_factory=RunCounters)
     refreshed_at: float = -math.inf
     is_cut_off: bool = False
+    look: asyncio.Task[_Heads] | None = None
     loading: asyncio.Task[LoadReport] | None = None
     loading_version: int = 0
     deleted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -158,8 +163,7 @@ class RunRegistry:
         self._forgotten = forgotten
         self._co_trained = co_trained
         self._active: dict[str, ActiveRun] = {}
-        self._collected_at = -math.inf
-        self._collecting: asyncio.Task[None] | None = None
+        self.collector = Collector(weight_store, config.weights.grace_s)
 
     async def create(self, spec: RunSpec, owner: str | None = None) -> ActiveRun:
         """Creates a run of `owner`, or returns the existing one of the same spec, whoever created it.
@@ -228,12 +232,14 @@ class RunRegistry:
         for run in (former, latter):
             if run is not None and (former is None or run.record == former.record):
                 self._forget(run)
+        self.collector.ask()
 
     async def stop(self) -> None:
         """Ends what is trained here; nothing is lost."""
         for run in self._active.values():
             if run.co_trainer is not None:
                 await run.co_trainer.stop()
+        await self.collector.stop()
 
     async def pin(self, run: ActiveRun, step: int | None, observed_version: int) -> Pinned:
         """Names the learner version for `step`, at least `observed_version`; see `Pipeline.pin`.
@@ -339,20 +345,6 @@ class RunRegistry:
         """
         return self._run_store.holds(run.record)
 
-    def collect_now_and_then(self) -> None:
-        """Begins, at most twice a minute, to remove what expired in the store: it reads every manifest. Never waits."""
-        if self._collecting is None and time.monotonic() - self._collected_at >= _COLLECT_S:
-            self._collected_at = time.monotonic()
-            self._collecting = asyncio.create_task(self._collect())
-
-    async def _collect(self) -> None:
-        try:
-            await asyncio.to_thread(self._weight_store.collect)
-        except Exception:
-            logger.exception("what expired in the store was not removed; it is tried again")
-        finally:
-            self._collecting = None
-
     def _lacks_weights(self, run: ActiveRun) -> bool:
         return (run.rule.needs_learner and run.learner is None) or (run.rule.needs_reference and run.lacks_reference)
 
@@ -362,19 +354,21 @@ class RunRegistry:
             return
         must_know = at_once or run.refreshed_at == -math.inf
         before, run.refreshed_at = run.refreshed_at, now
-        reading = asyncio.to_thread(self._read_heads, run)
         try:
-            record, (head, fold_0, fold_1) = await asyncio.wait_for(reading, None if must_know else _REFRESH_TIMEOUT_S)
+            record, (head, fold_0, fold_1) = await (
+                asyncio.to_thread(self._read_heads, run) if must_know else self._heads_soon(run)
+            )
         except (UnavailableError, TimeoutError) as error:
             if must_know:
                 run.refreshed_at = before
                 raise
             if not run.is_cut_off:
-                logger.warning(
-                    "run %s goes on with what is known of it: %s", run.run_id, str(error) or "the store is slow"
-                )
+                logger.warning("run %s goes on with what is known of it: %s", run.run_id, error)
             run.is_cut_off = True
             return
+        except asyncio.CancelledError:
+            run.refreshed_at = before
+            raise
         run.is_cut_off = False
         if record != run.record:
             run.refreshed_at = -math.inf
@@ -389,6 +383,23 @@ class RunRegistry:
         elif head.version > run.loading_version:
             run.loading = asyncio.create_task(self.serve(run, head))
 
+    async def _heads_soon(self, run: ActiveRun) -> _Heads:
+        """As `_read_heads`, one look at a time: of a store that hangs no second thread is made to wait.
+
+        Raises:
+            TimeoutError: the store does not tell soon.
+        """
+        look = run.look
+        if look is None:
+            look = run.look = asyncio.create_task(asyncio.to_thread(self._read_heads, run))
+            look.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may have left
+        await asyncio.wait({look}, timeout=0 if run.is_cut_off else _REFRESH_TIMEOUT_S)
+        if not look.done():
+            raise TimeoutError("the store is slow")
+        if run.look is look:
+            run.look = None
+        return look.result()
+
     async def _catch_up(self, run: ActiveRun, observed_version: int) -> None:
         head = await asyncio.to_thread(self._weight_store.newest_intact, run.run_id, "learner")
         run.advance(head)
@@ -398,8 +409,7 @@ class RunRegistry:
                 f"the trainer has seen {observed_version}; try again"
             )
 
-    def _read_heads(self, run: ActiveRun) -> tuple[RunRecord | None, tuple[WeightsVersion | None, ...]]:
-        """Returns the record, and the latest version of learner, reference, and reference of fold 1."""
+    def _read_heads(self, run: ActiveRun) -> _Heads:
         try:
             record = self._run_store.read(run.run_id)
         except RunNotFoundError:
@@ -449,7 +459,7 @@ class RunRegistry:
             self._config.co_training,
             lambda: self.is_current(run),
             committed,
-            self.collect_now_and_then,
+            self.collector.ask,
         )
 
     def _forget(self, run: ActiveRun) -> None:
@@ -471,6 +481,7 @@ class RunRegistry:
                     f"the service holds {limit} runs, as many as limits.max_runs allows; delete some first",
                     limit="limits.max_runs",
                 )
+            check_pinned_weights_last(record.spec, self._config.weights.grace_s)
             if record.spec.memory_bank is not None:
                 check_room(record.spec.memory_bank, self._config.memory_bank)
         digest = record.spec.reference_digest

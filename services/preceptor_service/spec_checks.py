@@ -123,6 +123,19 @@ def check_room(bank: MemoryBank, settings: MemoryBankConfig) -> None:
         )
 
 
+def check_pinned_weights_last(spec: RunSpec, grace_s: float) -> None:
+    """Checks that weights that expire outlive the super-batches of a new run that are pinned to them.
+
+    Raises:
+        InvalidRunError: with what `deadline_s` has to be below.
+    """
+    if spec.deadline_s is not None and spec.deadline_s >= grace_s:
+        raise InvalidRunError(
+            f"deadline_s is {spec.deadline_s:g}, and the service keeps expired weights for {grace_s:g} s "
+            "(weights.grace_s); choose less, or raise that"
+        )
+
+
 def _check_bank(bank: MemoryBank) -> None:
     _check_range("memory_bank.capacity", bank.capacity, 1, _INT64_MAX)
     if bank.max_times_sampled is not None:

@@ -219,6 +219,20 @@ def test_one_caller_cannot_take_all_streams(guarded: Guarded, opened: grpc.Chann
     wait_until(lambda: calls.answer(opened, "Select", run_id, bearer).code == "OK", "the streams are given back")
 
 
+def test_a_stream_beyond_the_limit_of_its_caller_waits_for_a_place(
+    guarded: Guarded, opened: grpc.Channel, run_id: str
+) -> None:
+    streams = [select(guarded, opened, guarded.token("scorer"), run_id) for _ in range(3)]
+    with SelectionClient(guarded.target, token=guarded.token("scorer"), timeout_s=20.0) as client:
+        future = client.get_run(run_id).submit(digits.candidates(3), 4, step=3)
+        with pytest.raises(TimeoutError):
+            future.result(0.5)
+        streams[0].cancel()
+        assert len(future.result(20.0).indices) == 4
+    for stream in streams[1:]:
+        stream.cancel()
+
+
 def test_one_caller_cannot_take_all_runs_however_many_it_asks_for_at_once(guarded: Guarded, run_id: str) -> None:
     with SelectionClient(guarded.target, token=guarded.token("owner")) as client:
         assert client.create_run(digits.spec("team-b")).run_id == "team-b"

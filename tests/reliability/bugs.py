@@ -119,7 +119,7 @@ BUGS = (
         f"{_SERVICE}/pipeline.py",
         "return Selected(indices, scores, weights, pinned, None, non_finite, super_batch.example_id, stages)",
         "pinned = replace(pinned, learner=run.learner)\n"
-        "    return Selected(indices, scores, weights, pinned, None, non_finite, super_batch.example_id, stages)",
+        "        return Selected(indices, scores, weights, pinned, None, non_finite, super_batch.example_id, stages)",
         "tests/service/test_pushes.py::test_a_super_batch_under_way_keeps_its_version_whatever_is_pushed",
     ),
     Bug(

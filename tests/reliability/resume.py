@@ -71,7 +71,7 @@ def _answer(selection: Selection) -> Answer:
 
 
 def _ready(client: SelectionClient) -> Run:
-    run = client.create_run(spec("resumed", deadline_s=120))
+    run = client.create_run(spec("resumed", deadline_s=100))
     run.push_reference(state("reference"))
     run.push_weights(learner_of(1), step=1)
     return run

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from preceptor import RunSpec
-from preceptor.errors import DiskFullError, InternalError, RunExistsError, RunNotFoundError
+from preceptor.errors import DiskFullError, InternalError, RunExistsError, RunNotFoundError, UnavailableError
 from preceptor_service.run_store import RunRecord, RunStore
 from tests.stores import Place
 
@@ -113,7 +113,8 @@ def test_a_record_and_its_directory_are_durable_before_creation_is_answered(
 
 
 @pytest.mark.parametrize(
-    ("number", "error"), [(errno.ENOSPC, DiskFullError), (errno.EDQUOT, DiskFullError), (errno.EACCES, PermissionError)]
+    ("number", "error"),
+    [(errno.ENOSPC, DiskFullError), (errno.EDQUOT, DiskFullError), (errno.EACCES, UnavailableError)],
 )
 def test_only_a_full_disk_is_called_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]

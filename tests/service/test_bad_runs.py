@@ -69,6 +69,10 @@ _INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "no time": ({"deadline_s": 0.0}, "deadline_s is 0.0; choose from 0.001 to 3600"),
     "negative time": ({"deadline_s": -5.0}, "deadline_s is -5.0; choose from"),
     "too much time": ({"deadline_s": 1e6}, "deadline_s is 1000000.0; choose from"),
+    "more time than weights are kept": (
+        {"deadline_s": 120.0},
+        r"deadline_s is 120, and the service keeps expired weights for 120 s \(weights.grace_s\)",
+    ),
     "a negative start": ({"select_from_step": -1}, "select_from_step is -1; choose from 0"),
     "an end before the start": (
         {"select_from_step": 100, "select_until_step": 99},
@@ -169,7 +173,7 @@ def test_settings_out_of_range_are_refused(
         {"temperature": 1e6},
         {"seed": 2**63 - 1},
         {"deadline_s": 0.001},
-        {"deadline_s": 3600.0},
+        {"deadline_s": 119.9},
         {"select_from_step": 2**63 - 2, "select_until_step": 2**63 - 1, "warm_up_steps": 2**63 - 1},
         {"uniform_share": 1.0},
         {"priority_exponent": 0.0, "importance_exponent": 0.0},

@@ -11,8 +11,6 @@ from safetensors.torch import save
 
 from preceptor import Run, Selection, SelectionClient
 from preceptor.v1 import weights_pb2
-from preceptor_service import runs
-from preceptor_service.weight_store import WeightStore
 from tests.service import digits
 from tests.service.architectures import Gate
 from tests.service.conftest import Control, Store
@@ -57,25 +55,6 @@ def test_of_two_pushes_at_once_one_wins_and_the_other_gets_a_conflict(
         run.spec, batch, digits.weights(11), digits.weights(2), count=6, step=7
     )
     assert run.push_weights(digits.weights(12), step=6).version == 3
-
-
-def test_no_push_waits_until_what_expired_is_removed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, may_end, asked = threading.Event(), threading.Event(), itertools.count()
-
-    def slow(store: WeightStore) -> None:
-        next(asked)
-        begun.set()
-        assert may_end.wait(60)
-
-    monkeypatch.setattr(WeightStore, "collect", slow)
-    monkeypatch.setattr(runs, "_COLLECT_S", 0.0)
-    try:
-        for seed in range(3):
-            assert run.push_weights(digits.weights(seed), step=seed).step == seed
-        assert begun.wait(60)
-        assert next(asked) == 1  # one at a time
-    finally:
-        may_end.set()
 
 
 def test_a_first_push_does_not_outlive_its_run_nor_reach_the_next_of_that_name(

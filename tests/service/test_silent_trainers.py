@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -164,3 +165,29 @@ def test_a_client_that_was_cut_off_inside_a_body_sends_it_again(
         wait_until(lambda: metrics.value("preceptor_select_streams") == 0, "the gateway gave it up", 10 * SILENCE_S)
         proxy.flow()
         assert future.result(60).step == 1
+
+
+def test_a_body_that_trickles_in_is_not_waited_for_for_ever(
+    service: RunningService, client: SelectionClient, run_id: str
+) -> None:
+    client.create_run(digits.spec(run_id, deadline_s=SILENCE_S / 2, score="uniform"))
+    metrics, pause = metrics_of(service), threading.Event()
+    with RawChannel(target_of(service)) as raw:
+        call = raw.call("Select", select_open(run_id))
+        assert call.receive().HasField("opened")
+        call.send(header(BODY))
+
+        def trickle() -> None:
+            for offset in range(len(BODY)):
+                call.send(chunk(BODY[offset : offset + 1], offset))
+                if pause.wait(SILENCE_S / 20):
+                    return
+
+        trickling = threading.Thread(target=trickle)
+        trickling.start()
+        status = call.status()
+        pause.set()
+        trickling.join()
+    assert status.code == "UNAVAILABLE"
+    assert f"1000 bytes did not come within {SILENCE_S:.1f} s; raise the run's deadline_s" in status.details
+    wait_until(lambda: metrics.value("preceptor_in_flight_bytes") == 0, "its room was given back")

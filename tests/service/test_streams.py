@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -10,6 +12,10 @@ import pytest
 from preceptor import Run, Selection, SelectionClient
 from preceptor.errors import OverloadedError, RunNotFoundError, WeightsMissingError
 from preceptor_service.app import RunningService
+from preceptor_service.drawing import Draw
+from preceptor_service.pipeline import Pipeline
+from preceptor_service.runs import ActiveRun, Pinned
+from preceptor_service.selected import Arrived, Selected
 from tests.service import digits
 from tests.service.architectures import Gate
 from tests.service.conftest import MAX_STREAMS, Control, Metrics, target_of, wait_until
@@ -173,6 +179,38 @@ def test_the_same_candidates_under_way_twice_get_the_same_answer(raw: RawChannel
     call.cancel()
 
 
+def test_an_answer_that_a_trainer_has_is_not_replaced_by_one_that_is_late(
+    raw: RawChannel, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select, is_pinned, may_answer = Pipeline.select, threading.Event(), threading.Event()
+
+    async def held(self: Pipeline, active: ActiveRun, pinned: Pinned, arrived: Arrived, draw: Draw) -> Selected:
+        selected = await select(self, active, pinned, arrived, draw)
+        if pinned.learner is not None and pinned.learner.version == 1:
+            is_pinned.set()
+            assert await asyncio.to_thread(may_answer.wait, 30.0)
+        return selected
+
+    monkeypatch.setattr(Pipeline, "select", held)
+    messages = super_batch(digits.candidates(1), step=1, sub_batch_size=4)
+    broken, another = (raw.call("Select", select_open(run.run_id)) for _ in range(2))
+    broken.send(*messages)
+    assert is_pinned.wait(30.0)
+    run.push_weights(digits.weights(7), step=5)
+    another.send(*messages)
+    had = another.answer().selection
+    assert had.learner_version == 2
+    may_answer.set()
+    late = broken.answer().selection
+    assert (late.learner_version, late.indices) == (2, had.indices)
+    assert (
+        list(memoryview(had.indices).cast("q"))
+        == run.select(digits.candidates(1), sub_batch_size=4, step=1).indices.tolist()
+    )
+    for call in (broken, another):
+        call.cancel()
+
+
 def test_a_repeated_step_keeps_its_answer_for_a_trainer_that_has_seen_nothing_later(raw: RawChannel, run: Run) -> None:
     """As after a restart from a checkpoint: the steps are repeated, the learner has moved on."""
     first = [run.select(digits.candidates(step), sub_batch_size=4, step=step) for step in (1, 2)]
@@ -199,7 +237,11 @@ def test_a_repeated_step_never_takes_a_trainer_back_to_an_older_version(raw: Raw
     call.cancel()
 
 
-def test_a_version_that_does_not_exist_makes_the_trainer_come_back_later(raw: RawChannel, run: Run) -> None:
+def test_a_version_that_does_not_exist_makes_the_trainer_come_back_later(
+    raw: RawChannel, client: SelectionClient, run_id: str
+) -> None:
+    run = client.create_run(digits.spec(run_id, score="hard_learner", deadline_s=0.5))
+    run.push_weights(digits.weights(1), step=0)
     call = raw.call("Select", select_open(run.run_id, observed=5), *super_batch(digits.candidates(1)))
     failure = call.answer().failure
     assert (failure.code, failure.reason) == ("UNAVAILABLE", "UNAVAILABLE")

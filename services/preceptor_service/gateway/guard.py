@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, NoReturn, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -35,6 +36,9 @@ Context: TypeAlias = grpc.aio.ServicerContext
 Implementation: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 _SHORTEST_WAIT_S = 0.05
+_STORE_S = 2.0
+"""How long the store may take to tell whose run it is, before what it told last counts."""
+_STREAM_RETRY_S = 1.0
 
 
 class Guard:
@@ -164,6 +168,7 @@ class Guard:
                 f"{identity} has {self._streams[identity]} streams open, as many as limits.max_streams_per_identity "
                 "allows; try again later",
                 limit="limits.max_streams_per_identity",
+                retry_after_s=_STREAM_RETRY_S,
             )
         self._streams[identity] += 1
         try:
@@ -266,7 +271,12 @@ class _Call:
 
     async def _check_role(self) -> None:
         if self.rule.role is not None:
-            await asyncio.to_thread(self._runs.check, self.caller, self.rule.role, self.run_id)
+            check = partial(self._runs.check, self.caller, self.rule.role, self.run_id)
+            try:
+                async with asyncio.timeout(_STORE_S):
+                    await asyncio.to_thread(check)
+            except TimeoutError:
+                check(is_afresh=False)
 
 
 def _credentials(context: Context, reads_token: bool) -> Credentials:

@@ -39,6 +39,8 @@ from preceptor_service.schedule import is_held_back
 from preceptor_service.selected import Arrived
 from preceptor_service.tracing import Arrival, Tracing
 
+_SLOWEST_BYTES_PER_S = 1024 * 1024
+"""A body may take so long, and the run's deadline or `silence_s` on top: while it comes it takes room from others."""
 _MAX_SUPER_BATCHES = 64
 """Super-batches under way on one stream; beyond it the stream is not read, so tiny ones are bounded too."""
 
@@ -51,6 +53,7 @@ class _Arriving:
     body: Body
     room: Room | None
     waited_s: float
+    patience_s: float
     started: float = field(default_factory=time.perf_counter)
     received: float = 0.0
 
@@ -108,7 +111,8 @@ class SelectStream:
             TooLargeError: a super-batch above the limit was announced.
             RunNotFoundError: the run was deleted.
             GatewayDrainingError: every accepted super-batch was answered, and the gateway goes away.
-            UnavailableError: the client was silent inside a super-batch, or took no answer, for `silence_s`.
+            UnavailableError: the client was silent inside a super-batch, or took no answer, for `silence_s`; or a body
+                took too long to come.
         """
         limits = selection_pb2.SelectOpened(
             window_bytes=self._config.window_bytes,
@@ -168,9 +172,17 @@ class SelectStream:
         self, requests: AsyncIterator[selection_pb2.SelectRequest], arriving: _Arriving | None
     ) -> selection_pb2.SelectRequest | None:
         """Returns the next message, which inside a super-batch comes soon; None where the stream ends."""
-        if arriving is not None:
-            return await next_message(requests, self._config.silence_s)
-        return await anext(requests, None)
+        if arriving is None:
+            return await anext(requests, None)
+        left_s = arriving.started + arriving.patience_s - time.perf_counter()
+        try:
+            async with asyncio.timeout(left_s):
+                return await next_message(requests, self._config.silence_s)
+        except TimeoutError:
+            raise UnavailableError(
+                f"{arriving.header.body_bytes} bytes did not come within {arriving.patience_s:.1f} s; raise the run's "
+                "deadline_s, or offer fewer candidates"
+            ) from None
 
     async def _announced(self, header: selection_pb2.SuperBatchHeader, context: grpc.aio.ServicerContext) -> _Arriving:
         """Finds room for a super-batch, or refuses it at once; meanwhile nothing more of the stream is read."""
@@ -178,6 +190,7 @@ class SelectStream:
         if header.client_fallbacks > 0:
             self._recorder.drawn_by_client(self._run, header.client_fallbacks)
         self._watch_credit(header.body_bytes)
+        patience_s = max(self._run.deadline_s, self._config.silence_s) + header.body_bytes / _SLOWEST_BYTES_PER_S
         asked = time.perf_counter()
         try:
             room = await self._admission.admit(self._run, header.body_bytes)
@@ -185,8 +198,8 @@ class SelectStream:
             self._recorder.refused(self._run)
             refusal = translate.failure(header.step, header.rank, error)
             await self._send(context, selection_pb2.SelectResponse(failure=refusal))
-            return _Arriving(header, Body(header.body_bytes, is_kept=False), None, 0.0)
-        return _Arriving(header, Body(header.body_bytes), room, time.perf_counter() - asked)
+            return _Arriving(header, Body(header.body_bytes, is_kept=False), None, 0.0, patience_s)
+        return _Arriving(header, Body(header.body_bytes), room, time.perf_counter() - asked, patience_s)
 
     def _receive(self, arriving: _Arriving, chunk: selection_pb2.Chunk) -> None:
         received_bytes = arriving.body.accept(chunk)
@@ -274,6 +287,9 @@ class SelectStream:
             selected = await self._pipeline.select(self._run, pinned, arrived, draw)
             if self._run.deleted.is_set():
                 raise RunNotFoundError(_gone(self._run))
+            # Another stream of the trainer may have had its answer meanwhile; that is what it goes on from.
+            if answered := self._answers.find(key, identity, _version(pinned)):
+                return answered
             answer = translate.selection(
                 header.step,
                 header.rank,

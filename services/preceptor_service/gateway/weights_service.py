@@ -57,11 +57,12 @@ class WeightsService:
         except PreceptorError as error:
             self._recorder.push_failed(run, error)
             raise
+        finally:
+            self._runs.collector.ask()  # also where the disk was full
         self._recorder.pushed(run, role, time.perf_counter() - started)
         report = await (
             self._runs.serve(run, version) if role == "learner" else self._runs.serve_reference(run, role, version)
         )
-        self._runs.collect_now_and_then()
         return weights_pb2.PushWeightsResponse(
             version=translate.weights_version(version), replicas_loaded=report.loaded, replicas_asked=report.asked
         )

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import wraps
+from inspect import isfunction
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+from preceptor.errors import UnavailableError
 from preceptor_service.failpoints import reached
 from preceptor_service.storage.storage import SET_ASIDE, StoreHealth, Versions, blob_name, damaged
 from preceptor_service.weight_staging import make_directory, sync_directory
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _PROBE = b"preceptor"
+_TOLD_AS_IT_IS = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
+
+logger = logging.getLogger(__name__)
 
 
+def _unavailable(method: Callable[P, T]) -> Callable[P, T]:
+    """Turns what may pass, a disk that cannot be read or too many open files, into `UnavailableError`."""
+
+    @wraps(method)
+    def told(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except OSError as error:
+            if error.errno is None or error.errno in _TOLD_AS_IT_IS:
+                raise
+            logger.warning("the store cannot be used: %s", error)
+            raise UnavailableError(f"the store cannot be used ({os.strerror(error.errno)}); try again") from error
+
+    return told
+
+
+def _unavailable_where_it_fails(storage: type[T]) -> type[T]:
+    for name, method in list(vars(storage).items()):
+        if isfunction(method) and not name.startswith("_"):
+            setattr(storage, name, _unavailable(method))
+    return storage
+
+
+@_unavailable_where_it_fails
 class DirectoryStorage:
     """Implements `Storage` by hard links and `fsync`.
 

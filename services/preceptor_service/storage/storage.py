@@ -53,8 +53,8 @@ class Storage(Protocol):
     """A directory or an object store. Safe for any number of threads and processes at once; every method blocks.
 
     What is written is durable once the call returns. `FileNotFoundError` says that something, or the life of a run
-    that it belonged to, is gone; a full disk is `DiskFullError` or its `OSError`; an object store that cannot be
-    reached is `UnavailableError`, within a bounded time.
+    that it belonged to, is gone; a full disk is `DiskFullError` or its `OSError`; what cannot be read or
+    written otherwise, or reached, is `UnavailableError`: of an object store within a bounded time.
     """
 
     @property
