@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 
 import grpc
@@ -13,6 +14,7 @@ from preceptor import PreceptorError, Run, RunSpec, SelectionClient, Tls
 from preceptor.errors import (
     ClosedError,
     DeadlineExceededError,
+    OverloadedError,
     RunExistsError,
     RunNotFoundError,
     UnauthenticatedError,
@@ -100,7 +102,7 @@ def test_every_status_of_every_call_becomes_an_error_of_the_tree(
         refusing.aborts[call.split()[0]] = Abort(code)
         with pytest.raises(PreceptorError) as raised:
             CALLS[call](client, run)
-    may_repeat = call.split()[0] in ("CreateRun", "Select", "PushWeights")
+    may_repeat = call.split()[0] in ("CreateRun", "GetRun", "Select", "PushWeights")
     repeated = code in ("UNAVAILABLE", "CANCELLED", "INTERNAL", "DEADLINE_EXCEEDED")
     if may_repeat and repeated:
         assert raised.value.code in (code, "UNAVAILABLE", "DEADLINE_EXCEEDED")
@@ -126,6 +128,48 @@ def test_a_run_is_created_by_a_trainer_that_starts_while_its_gateway_is_replaced
     assert client.create_run(SPEC).spec == SPEC
     assert service.calls["CreateRun"] == 4
     assert [record.getMessage() for record in caplog.records if "was not created yet" in record.getMessage()]
+
+
+def test_a_run_is_read_by_a_trainer_that_starts_while_its_gateway_is_replaced(
+    service: FakeService, client: SelectionClient
+) -> None:
+    client.create_run(SPEC)
+    service.first_aborts["GetRun"] = [Abort("UNAVAILABLE")] * 3
+    assert client.get_run("digits").spec == SPEC
+    assert service.calls["GetRun"] == 4
+
+
+def test_a_call_that_met_an_overload_comes_back_when_it_was_told_to(
+    service: FakeService, client: SelectionClient
+) -> None:
+    full = Abort("RESOURCE_EXHAUSTED", "OVERLOADED", "too many calls", retry_after_s=0.3)
+    service.first_aborts["CreateRun"] = [full, full]
+    began = time.monotonic()
+    assert client.create_run(SPEC).spec == SPEC
+    assert service.calls["CreateRun"] == 3
+    assert time.monotonic() - began >= 0.6
+
+
+def test_an_overload_that_lasts_is_raised_as_one_when_time_is_up(service: FakeService) -> None:
+    service.aborts["CreateRun"] = Abort("RESOURCE_EXHAUSTED", "OVERLOADED", "too many calls", retry_after_s=0.2)
+    with (
+        SelectionClient(service.target, timeout_s=1.0) as client,
+        pytest.raises(
+            OverloadedError, match=r"'digits' was not created by .* within 1 s; last: too many calls"
+        ) as raised,
+    ):
+        client.create_run(SPEC)
+    assert raised.value.retry_after_s == 0.2
+    assert 2 <= service.calls["CreateRun"] <= 5
+
+
+def test_an_overload_without_a_time_to_come_back_is_raised_at_once(
+    service: FakeService, client: SelectionClient
+) -> None:
+    service.aborts["CreateRun"] = Abort("RESOURCE_EXHAUSTED", "OVERLOADED", "gateway.max_runs is 8")
+    with pytest.raises(OverloadedError, match=r"^gateway.max_runs is 8$"):
+        client.create_run(SPEC)
+    assert service.calls["CreateRun"] == 1
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -66,6 +66,8 @@ _TARGET = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>\d{
 # A transport that breaks speaks these codes and, unlike a gateway, adds no reason.
 _TRANSPORT_CODES = frozenset({"CANCELLED", "INTERNAL", "DEADLINE_EXCEEDED"})
 
+_UNSENDABLE = "has characters beyond printable ASCII, which no header carries, such as a line end; strip it"
+
 M = TypeVar("M", bound=Message)
 
 _log = logging.getLogger("preceptor")
@@ -160,7 +162,7 @@ class Connection:
             that there is time to ask elsewhere.
 
     Raises:
-        ValueError: `target` is not `"host:port"`, or a token would travel in the clear.
+        ValueError: `target` is not `"host:port"`, a token would travel in the clear, or no header can carry it.
     """
 
     def __init__(self, target: str, token: str | Callable[[], str] | None, tls: Tls | None, timeout_s: float) -> None:
@@ -170,6 +172,8 @@ class Connection:
                 f"a token for {target} would travel unencrypted; pass tls=Tls(...), or drop the token. "
                 "Without TLS a token is only sent to this machine (localhost, 127.0.0.0/8, ::1)"
             )
+        if isinstance(token, str) and not _is_sendable(token):
+            raise ValueError(f"the token for {target} {_UNSENDABLE}")
         self.target = target
         self._token = token
         self._pid = os.getpid()
@@ -240,9 +244,10 @@ class Connection:
         timeout_s: float,
         what: str,
     ) -> M:
-        """As `unary`, for a call that may be repeated: where the service is unavailable, until `timeout_s` has passed.
+        """As `unary`, for a call that may be repeated, until `timeout_s` has passed.
 
-        Waits between tries in the caller's thread.
+        Repeated where the service is unavailable, and where it is overloaded and says when to come back. Waits between
+        tries in the caller's thread.
 
         Args:
             name: of the rpc.
@@ -253,6 +258,7 @@ class Connection:
 
         Raises:
             UnavailableError: no try was answered in time.
+            OverloadedError: the service had no place in time.
             PreceptorError: whatever else the gateway said.
         """
         deadline = time.monotonic() + timeout_s
@@ -262,15 +268,19 @@ class Connection:
             answer, failure = self.try_unary(name, request(), response, remaining_s)
             if answer is not None:
                 return answer
-            if failure is not None and (not failure.is_transport or isinstance(failure.error, DeadlineExceededError)):
+            if failure is not None and not _may_repeat(failure):
                 raise failure.error
             if last is None:
                 _log.warning("%s yet, tried again for %g s: %s", what, timeout_s, failure.error if failure else name)
             last = failure
             failures += 1
-            time.sleep(max(0.0, min(backoff_s(failures), deadline - time.monotonic())))
+            asked_s = retry_s(failure.retry_after_s or 0.0) if failure is not None else 0.0
+            time.sleep(max(0.0, min(max(backoff_s(failures), asked_s), deadline - time.monotonic())))
         why = last.error if last is not None else "no attempt was made"
-        raise UnavailableError(f"{what} by {self.target} within {timeout_s:g} s; last: {why}")
+        told = f"{what} by {self.target} within {timeout_s:g} s; last: {why}"
+        if isinstance(why, OverloadedError):
+            raise OverloadedError(told, retry_after_s=why.retry_after_s)
+        raise UnavailableError(told)
 
     def is_serving(self, timeout_s: float) -> bool:
         """Asks the gateway for its health; blocks at most `timeout_s`.
@@ -324,7 +334,10 @@ class Connection:
             token = self._token() if callable(self._token) else self._token
         except Exception as error:
             raise UnauthenticatedError(f"the function that returns the token raised {type(error).__name__}") from error
-        return (("authorization", f"Bearer {token}"),)
+        value = f"Bearer {token}"
+        if not _is_sendable(value):
+            raise UnauthenticatedError(f"the token that the function returned {_UNSENDABLE}")
+        return (("authorization", value),)
 
     def _closed_meanwhile(self, raised: ValueError) -> ClosedError:
         # gRPC says "Cannot invoke RPC on closed channel!" by ValueError.
@@ -346,6 +359,12 @@ class Connection:
         )
 
 
+def _may_repeat(failure: RpcFailure) -> bool:
+    if failure.retry_after_s is not None:
+        return True
+    return failure.is_transport and not isinstance(failure.error, DeadlineExceededError)
+
+
 def _heartbeat(timeout_s: float) -> list[tuple[str, int]]:
     """Pings after half of the longest silence; the rest of it is for the answer."""
     half_ms = round(500 * min(_LONGEST_SILENCE_S, max(_SHORTEST_SILENCE_S, timeout_s / 2)))
@@ -359,6 +378,10 @@ def _host(target: str) -> str:
     if match is None or int(match["port"]) > 65_535:
         raise ValueError(f"target is {target!r}; give 'host:port', e.g. 'localhost:7600' or '[::1]:7600'")
     return match["host"].strip("[]")
+
+
+def _is_sendable(value: str) -> bool:
+    return value.isascii() and value.isprintable()
 
 
 def _is_loopback(host: str) -> bool:

@@ -45,7 +45,8 @@ class SelectionClient:
         timeout_s: default for every call.
 
     Raises:
-        ValueError: `target` is not `"host:port"`, `timeout_s` is not above 0, or a token would travel unencrypted.
+        ValueError: `target` is not `"host:port"`, `timeout_s` is not above 0, a token would travel unencrypted, or has
+            characters that no header carries, such as a line end.
     """
 
     def __init__(
@@ -86,12 +87,21 @@ class SelectionClient:
         return self._run(response.run)
 
     def get_run(self, run_id: str) -> Run:
-        """Returns the handle of an existing run.
+        """Returns the handle of an existing run; repeated while the service is unavailable, as `create_run`.
 
         Raises:
             RunNotFoundError: no such run.
+            UnavailableError: no gateway was reached in the client's `timeout_s`.
         """
-        return self._run(_get_run(self._connection, run_id, self._timeout_s))
+        request = selection_pb2.GetRunRequest(run_id=run_id)
+        response = self._connection.repeated_unary(
+            "GetRun",
+            lambda: request,
+            selection_pb2.GetRunResponse,
+            self._timeout_s,
+            f"run {run_id!r} was not read",
+        )
+        return self._run(response.run)
 
     def list_runs(self) -> list[RunStatus]:
         """Returns the state of every run, by run id."""
@@ -196,7 +206,9 @@ class Run:
         Raises:
             RunNotFoundError: the run was deleted.
         """
-        return status_from_proto(_get_run(self._connection, self.run_id, self._timeout_s))
+        request = selection_pb2.GetRunRequest(run_id=self.run_id)
+        response = self._connection.unary("GetRun", request, selection_pb2.GetRunResponse, self._timeout_s)
+        return status_from_proto(response.run)
 
     def push_reference(
         self,
