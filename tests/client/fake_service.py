@@ -93,14 +93,15 @@ class Stream:
         self.give_credit(len(received.body))
         self.outbox.put(selection_pb2.SelectResponse(failure=failure))
 
-    def refuse(self, received: Received, retry_after_s: float) -> None:
+    def refuse(self, received: Received, retry_after_s: float, with_credit: bool = True) -> None:
         """Has no place for one super-batch, and gives the credit back."""
         header = received.header
         failure = selection_pb2.Failure(
             step=header.step, rank=header.rank, code="RESOURCE_EXHAUSTED", reason="OVERLOADED", message="no place"
         )
         failure.retry_after.FromNanoseconds(round(retry_after_s * 1e9))
-        self.give_credit(len(received.body))
+        if with_credit:
+            self.give_credit(len(received.body))
         self.outbox.put(selection_pb2.SelectResponse(failure=failure))
 
     def give_credit(self, byte_count: int) -> None:

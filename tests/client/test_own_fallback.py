@@ -97,6 +97,36 @@ def test_the_next_gateway_that_answers_is_told_once_how_many_were_drawn_here(
     assert [received.header.client_fallbacks for received in service.received if received.key[0] >= 3] == [0, 3, 0, 0]
 
 
+def test_how_many_were_drawn_here_is_told_again_where_a_gateway_was_lost_before_it_answered(
+    service: FakeService, client: SelectionClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = client.create_run(SPEC)
+    service.on_super_batch = hold
+    for step in range(3):
+        assert run.select(candidates(ROWS), COUNT, step).is_fallback
+    monkeypatch.setattr("preceptor.fallback._WAY_S", WAIT_S)
+    service.streams[0].answer(service.received[0])  # the gateway is heard of again
+    service.wait_for("the client knows", lambda: not run._stream._is_alone)
+    lost = [run.submit(candidates(ROWS), COUNT, step) for step in (3, 4)]
+    service.wait_for("they arrived", lambda: len(service.received) == 5)
+    service.on_super_batch = lambda stream, received: stream.answer(received)
+
+    service.streams[0].abort("UNAVAILABLE")
+    assert not any(future.result(WAIT_S).is_fallback for future in lost)
+    assert not run.select(candidates(ROWS), COUNT, 5).is_fallback
+
+    told = [received.header.client_fallbacks for received in service.received if received.key[0] >= 3]
+    assert told == [3, 0, 3, 0, 0]
+
+
+def test_a_gateway_that_only_says_that_it_cannot_holds_up_no_longer_than_none(
+    service: FakeService, client: SelectionClient
+) -> None:
+    run = client.create_run(SPEC)
+    service.on_super_batch = lambda stream, received: stream.fail(received, "UNAVAILABLE", "UNAVAILABLE", "try again")
+    assert run.select(candidates(ROWS), COUNT, 4).indices.tolist() == uniform_draw(4)
+
+
 def test_a_late_answer_to_what_was_drawn_here_changes_nothing(service: FakeService, client: SelectionClient) -> None:
     run = client.create_run(SPEC)
     service.on_super_batch = hold

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
 from functools import partial
@@ -308,6 +308,40 @@ def test_a_done_callback_may_submit_the_next_step(service: FakeService, run: Run
 
     run.submit(candidates(), 2, 0).add_done_callback(go_on)
     assert last.result(WAIT_S).step == 5
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [lambda run: run.submit(candidates(first=3), 2, 3), lambda run: run.select(candidates(first=3), 2, 3)],
+    ids=["submit with a full window", "select"],
+)
+def test_a_done_callback_that_would_wait_for_its_own_thread_is_told_so(
+    narrow: FakeService, narrow_run: Run, wait: Callable[[Run], object]
+) -> None:
+    raised: Future[BaseException | None] = Future()
+
+    def go_on(_: object) -> None:
+        try:
+            wait(narrow_run)
+        except RuntimeError as error:
+            raised.set_result(error)
+
+    futures = [narrow_run.submit(candidates(), 2, 0)]
+    futures[0].add_done_callback(go_on)
+    narrow.wait_for("the first arrived", lambda: len(narrow.received) == 1)
+    futures += [narrow_run.submit(candidates(first=step), 2, step) for step in (1, 2)]
+    narrow.on_super_batch = lambda stream, received: stream.answer(received)
+    narrow.streams[0].answer(narrow.received[0], with_credit=False)
+
+    assert "would wait for the thread that it is called in" in str(raised.result(WAIT_S / 2))
+    narrow.streams[0].give_credit(BODY_BYTES)
+    assert [future.result(WAIT_S).step for future in futures] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("step", "rank"), [(-1, 0), (0, -1)])
+def test_a_step_or_rank_below_zero_is_refused(run: Run, step: int, rank: int) -> None:
+    with pytest.raises(ValueError, match=r"(step|rank) is -1; it must be 0 or above"):
+        run.submit(candidates(), 2, step, rank)
 
 
 def test_closing_fails_what_is_pending_and_ends_the_threads(service: FakeService) -> None:

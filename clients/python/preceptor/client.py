@@ -26,8 +26,8 @@ from preceptor.tracing import traced_select
 from preceptor.v1 import ledger_pb2, memory_bank_pb2, run_pb2, selection_pb2, weights_pb2
 from preceptor.wire import CHUNK_BYTES, with_chunk
 
-# The stream settles every future at its deadline; waiting for one a little longer only guards against its failing to.
-_GRACE_S = 5.0
+GRACE_S = 5.0
+"""The stream settles every future at its deadline; waiting so much longer only guards against its failing to."""
 
 
 class SelectionClient:
@@ -297,15 +297,13 @@ class Run:
             WeightsMissingError: learner or reference weights were not pushed yet.
             StepExistsError: the same (step, rank) was used for other candidates.
             TooLargeError: the super-batch is larger than the gateway accepts.
+            RuntimeError: called in the callback of a future of this run.
         """
         limit_s = self._timeout(timeout_s)
+        self._stream.check_may_wait("select")
         future = self.submit(batch, sub_batch_size, step, rank, example_id, limit_s)
         try:
-            return future.result(limit_s + _GRACE_S)
-        except TimeoutError:
-            raise DeadlineExceededError(
-                f"no selection for step {step}, rank {rank} within {limit_s:g} s, nor a reason"
-            ) from None
+            return result_of(future, step, rank, limit_s)
         finally:
             # After an answer this does nothing; after a Ctrl-C it gives the super-batch up, so that it can be repeated.
             future.cancel()
@@ -322,28 +320,33 @@ class Run:
         """Offers one super-batch and returns the future of its selection; several may be in flight.
 
         Encodes at once, with one copy, so the arrays may change afterwards. Blocks only while more than the gateway's
-        window waits to be sent. When the connection breaks, the super-batch is sent again until its deadline. The
-        future fails with a `PreceptorError`; `Future.cancel` gives the super-batch up.
+        window waits to be sent. When the connection breaks, and where a gateway is unavailable, the super-batch is sent
+        again until its deadline. The future fails with a `PreceptorError`; `Future.cancel` gives the super-batch up.
+
+        Callbacks of the future (`Future.add_done_callback`) run on the threads that carry the super-batches of this
+        run, and hold them up: they may submit the next one, but not wait for anything.
 
         Args:
             batch: column name → numpy array or torch tensor on any device, `[B, ...]`.
             sub_batch_size: examples to select, b.
             step: the trainer's step; 0 or above. (step, rank) names the super-batch within the run.
-            rank: the trainer's rank.
+            rank: the trainer's rank; 0 or above.
             example_id: `[B]` whole numbers or texts, stable over the data set; twice only for one example. Default:
                 none.
             timeout_s: from here to the answer, reconnects included; default: the client's.
 
         Raises:
             TypeError, UnsendableSuperBatchError: the batch cannot be encoded; the latter is a `ValueError`, too.
-            ValueError: the same (step, rank) is pending.
+            ValueError: the same (step, rank) is pending, or one of them is below 0.
             DeadlineExceededError, UnavailableError: the window stayed full, or no gateway was reached, in `timeout_s`.
             ClosedError: the client is closed, or the run was deleted; `create_run` or `get_run` gives a new handle.
-            RuntimeError: used in a fork of the process that opened the client.
+            RuntimeError: used in a fork of the process that opened the client; called in the callback of a future of
+                this run while the window is full; or the process can start no more threads.
         """
         self._connection.check_usable()
+        size = _whole("sub_batch_size", sub_batch_size)
+        step, rank = _from_zero("step", step), _from_zero("rank", rank)
         encoded = batches.encode(batch, example_id)
-        size, step, rank = _whole("sub_batch_size", sub_batch_size), _whole("step", step), _whole("rank", rank)
         return traced_select(
             partial(self._stream.submit, encoded, size, step, rank, self._timeout(timeout_s)),
             self.run_id,
@@ -529,6 +532,21 @@ class Run:
         return self._timeout_s if timeout_s is None else _checked_timeout(timeout_s)
 
 
+def result_of(future: Future[Selection], step: int, rank: int, timeout_s: float) -> Selection:
+    """Waits for what `Run.submit` returned for `step` and `rank`, asked with `timeout_s`.
+
+    Raises:
+        DeadlineExceededError: it was not settled, though its time is over.
+        PreceptorError: what it was settled with.
+    """
+    try:
+        return future.result(timeout_s + GRACE_S)
+    except TimeoutError:
+        raise DeadlineExceededError(
+            f"no selection for step {step}, rank {rank} within {timeout_s:g} s, nor a reason"
+        ) from None
+
+
 def _checked_timeout(timeout_s: float) -> float:
     if not 0 < timeout_s <= threading.TIMEOUT_MAX:
         raise ValueError(f"timeout_s is {timeout_s}; it must be above 0, and finite")
@@ -543,15 +561,17 @@ def _whole(name: str, value: int) -> int:
     return number
 
 
+def _from_zero(name: str, value: int) -> int:
+    number = _whole(name, value)
+    if number < 0:
+        raise ValueError(f"{name} is {number}; it must be 0 or above")
+    return number
+
+
 def _first_free_step(message: run_pb2.Run) -> int:
     """Returns the least step that neither asks again what was answered nor is older than the learner's weights."""
     above_answered = message.last_step + 1 if message.HasField("last_step") else 0
     return max(above_answered, message.learner_step)
-
-
-def _get_run(connection: Connection, run_id: str, timeout_s: float) -> run_pb2.Run:
-    request = selection_pb2.GetRunRequest(run_id=run_id)
-    return connection.unary("GetRun", request, selection_pb2.GetRunResponse, timeout_s).run
 
 
 def _score_requests(header: selection_pb2.ScoreHeader, body: memoryview) -> Iterator[selection_pb2.ScoreRequest]:

@@ -5,6 +5,8 @@ Plain state without threads; `stream.py` guards it with its condition.
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -13,8 +15,10 @@ from typing import Any, NamedTuple
 from preceptor.answers import Selection
 from preceptor.batches import EncodedBatch
 from preceptor.channel import RpcFailure
-from preceptor.errors import OverloadedError, PreceptorError
+from preceptor.errors import OverloadedError, PreceptorError, UnavailableError
 from preceptor.v1 import selection_pb2
+
+_log = logging.getLogger("preceptor")
 
 
 class StepKey(NamedTuple):
@@ -37,7 +41,9 @@ class Offer:
     timeout_s: float
     deadline: float
     traceparent: str | None = None
-    refusal: OverloadedError | None = None  # the last one; the next try is not its first
+    setback: OverloadedError | UnavailableError | None = None  # what came of the last try; the next is not its first
+    failures: int = 0  # tries that ended with the service unavailable
+    send_at: float = -math.inf  # not before that
     future: Future[Selection] = field(default_factory=Future)
 
     @property
@@ -66,6 +72,8 @@ class Attempt:
     credit_bytes: int = 0
     # Sent here and not answered here yet; an offer given up meanwhile stays, so that its answer is recognised.
     sent: dict[StepKey, Offer] = field(default_factory=dict)
+    # Own draws that the header of a super-batch tells of, until something shows that it was read.
+    telling: dict[StepKey, int] = field(default_factory=dict)
     failure: RpcFailure | None = None
 
     @property
@@ -104,9 +112,16 @@ class Settlements:
     def tell(self) -> None:
         """Settles the futures; those that were cancelled meanwhile stay so."""
         for offer, outcome in self.outcomes:
-            if not offer.future.set_running_or_notify_cancel():
-                continue
-            if isinstance(outcome, Selection):
-                offer.future.set_result(outcome)
-            else:
-                offer.future.set_exception(outcome)
+            try:
+                _settle(offer.future, outcome)
+            except (Exception, SystemExit):  # noqa: BLE001 - of a callback; the others are to be told all the same
+                _log.exception("what followed the answer of %s ended with an error", offer.key)
+
+
+def _settle(future: Future[Selection], outcome: Selection | PreceptorError) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Selection):
+        future.set_result(outcome)
+    else:
+        future.set_exception(outcome)

@@ -6,8 +6,8 @@ Each `SelectStream` has, from its first submission until `close`:
 * one *reader* thread per open stream, which takes the answers;
 * the thread in which gRPC pulls the requests (`_requests`).
 
-They meet in one condition, `_changed`, which guards every attribute. Futures are settlements outside of it, for their
-callbacks may call back.
+They meet in one condition, `_changed`, which guards every attribute. Futures are settled outside of it, for their
+callbacks may call back. Where keeper or reader itself fails, so does what is pending, and nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ _WAIT_S = 30.0
 _log = logging.getLogger("preceptor")
 
 
+class _Thread(threading.local):
+    """What is known of the thread that asks."""
+
+    is_own = False  # one of the stream's, which has to come back from a callback before anything goes on
+
+
 class SelectStream:
     """Sends super-batches of one run and settles their futures; shared by any threads of one process.
 
@@ -78,6 +84,7 @@ class SelectStream:
         self._first_step = first_step
         self._fallback = fallback
         self._changed = threading.Condition()
+        self._thread = _Thread()
         self._pending: dict[StepKey, Offer] = {}
         self._unsent: dict[StepKey, Offer] = {}
         self._unsent_bytes = 0
@@ -127,6 +134,14 @@ class SelectStream:
         with self._changed:
             self._check_open()
 
+    def check_may_wait(self, what: str) -> None:
+        """Raises `RuntimeError` in a future's callback on a thread of the stream, which must not wait for itself."""
+        if self._thread.is_own:
+            raise RuntimeError(
+                f"{what} in the callback of a future of run {self._run_id!r} would wait for the thread that it is "
+                "called in; call it from a thread of your own"
+            )
+
     def observe(self, learner_version: int | None) -> None:
         """Takes note of the learner version in an answer that came by another call."""
         with self._changed:
@@ -153,7 +168,8 @@ class SelectStream:
             OverloadedError: the gateway refused it, or the stream, for `timeout_s`.
             UnavailableError: no gateway was reached in `timeout_s`.
             ClosedError: the client is closed, or the run was deleted.
-            RuntimeError: called in a fork of the process that opened the client.
+            RuntimeError: called in a fork of the process that opened the client; in a future's callback while the
+                window is full; or there are no threads left.
         """
         self._connection.check_usable()
         deadline = time.monotonic() + timeout_s
@@ -162,15 +178,16 @@ class SelectStream:
         with self._changed:
             self._check_accepts(offer.key)
             while self._unsent and self._unsent_bytes + body_bytes > self._window_bytes:
+                self.check_may_wait("submit with a full window")
                 remaining_s = self._due_at(offer) - time.monotonic()
                 if remaining_s <= 0:
                     return self._settled_late(offer)
                 self._changed.wait(remaining_s)
                 self._check_accepts(offer.key)
+            self._start_keeper()
             self._pending[offer.key] = offer
             self._next_steps[rank] = max(step + 1, self._next_steps.get(rank, 0))
             self._line_up(offer)
-            self._start_keeper()
             self._changed.notify_all()
         key = offer.key
         # Not a closure over the offer: that would be a cycle, and keep its body until the garbage collector runs.
@@ -231,8 +248,9 @@ class SelectStream:
 
     def _start_keeper(self) -> None:
         if self._keeper is None:
-            self._keeper = threading.Thread(target=self._keep, name=f"preceptor-keeper-{self._run_id}", daemon=True)
-            self._keeper.start()
+            keeper = threading.Thread(target=self._keep, name=f"preceptor-keeper-{self._run_id}", daemon=True)
+            keeper.start()
+            self._keeper = keeper
 
     def _give_up(self, key: StepKey, future: Future[Selection]) -> None:
         with self._changed:
@@ -258,8 +276,12 @@ class SelectStream:
         """Returns when waiting for an answer ends, as things are."""
         if self._fallback is None:
             return offer.deadline
-        silent_since = max(offer.asked_at, self._alive_at)
-        return min(offer.deadline, silent_since + self._fallback.patience_s(self._is_alone))
+        return min(offer.deadline, self._silent_since(offer) + self._fallback.patience_s(self._is_alone))
+
+    def _silent_since(self, offer: Offer) -> float:
+        # A gateway that says of this one that it cannot is as good as none.
+        is_refused = isinstance(offer.setback, UnavailableError)
+        return offer.asked_at if is_refused else max(offer.asked_at, self._alive_at)
 
     def _settled_late(self, offer: Offer) -> Future[Selection]:
         outcome = self._late(offer)
@@ -276,7 +298,7 @@ class SelectStream:
         if not self._is_alone:
             _log.warning(
                 "%s of run %s is drawn uniformly here, as all until a gateway answers: none did for %.1f s",
-                *(offer.key, self._run_id, time.monotonic() - max(offer.asked_at, self._alive_at)),
+                *(offer.key, self._run_id, time.monotonic() - self._silent_since(offer)),
             )
         self._is_alone = True
         self._own_fallbacks += 1
@@ -286,12 +308,14 @@ class SelectStream:
         asked = f"{offer.key} of run {self._run_id!r}"
         is_open = self._attempt is not None and self._attempt.opened is not None and not self._attempt.is_over
         last = None if is_open or self._last_failure is None else self._last_failure.error
-        refusal = last if isinstance(last, OverloadedError) else offer.refusal
-        if refusal is not None:
+        setback = last if isinstance(last, OverloadedError) else offer.setback
+        if isinstance(setback, OverloadedError):
             return OverloadedError(
-                f"{asked} found no place within {offer.timeout_s:g} s; last: {refusal}",
-                retry_after_s=refusal.retry_after_s,
+                f"{asked} found no place within {offer.timeout_s:g} s; last: {setback}",
+                retry_after_s=setback.retry_after_s,
             )
+        if is_open and setback is not None:
+            return UnavailableError(f"{asked} was not answered within {offer.timeout_s:g} s; last: {setback}")
         if is_open:
             return DeadlineExceededError(
                 f"no selection for {asked} within {offer.timeout_s:g} s; raise timeout_s, offer fewer candidates, or "
@@ -309,19 +333,43 @@ class SelectStream:
     # The keeper thread.
 
     def _keep(self) -> None:
+        self._thread.is_own = True
         while True:
             settlements = Settlements()
-            with self._changed:
-                if self._is_closed:
-                    return
-                now = time.monotonic()
-                self._expire(now, settlements)
-                self._end_attempt(now, settlements)
-                if self._attempt is None and self._pending and now >= self._open_at:
-                    self._open(now)
-                elif not settlements.outcomes:
-                    self._changed.wait(max(0.0, self._next_event(now) - now))
+            try:
+                with self._changed:
+                    if self._is_closed:
+                        return
+                    self._keep_up(settlements)
+            except BaseException as raised:  # noqa: BLE001 - whoever waits has to hear of it, whatever it is
+                with self._changed:
+                    self._fail_all(raised, self._attempt, settlements)
             settlements.tell()
+
+    def _keep_up(self, settlements: Settlements) -> None:
+        """Does what is due, or waits until something is."""
+        now = time.monotonic()
+        self._expire(now, settlements)
+        self._end_attempt(now, settlements)
+        if self._attempt is None and self._pending and now >= self._open_at:
+            self._open(now)
+        elif not settlements.outcomes:
+            self._changed.wait(max(0.0, self._next_event(now) - now))
+
+    def _fail_all(self, raised: BaseException, attempt: Attempt | None, settlements: Settlements) -> None:
+        """Fails what is pending where the client itself failed; what comes later finds the stream as if new."""
+        _log.error("select stream of run %s: the client failed, and all that is pending", self._run_id, exc_info=raised)
+        if attempt is not self._attempt:
+            return  # of a stream that is over
+        error = InternalError(
+            f"the client itself failed with {type(raised).__name__} at the stream of run {self._run_id!r}; its log "
+            "says where"
+        )
+        self._attempt = None
+        if attempt is not None:
+            attempt.end(RpcFailure(error, is_transport=False))
+        self._fail_pending(error, settlements)
+        self._changed.notify_all()
 
     def _next_event(self, now: float) -> float:
         events = [now + _WAIT_S, *(self._due_at(offer) for offer in self._pending.values())]
@@ -388,14 +436,16 @@ class SelectStream:
             self._breaks += 1
             self._open_at = now + backoff_s(self._breaks)
             return
-        name = f"preceptor-reader-{self._run_id}"
-        attempt.reader = threading.Thread(target=self._read, args=(attempt,), name=name, daemon=True)
-        attempt.reader.start()
         self._attempt = attempt
+        name = f"preceptor-reader-{self._run_id}"
+        reader = threading.Thread(target=self._read, args=(attempt,), name=name, daemon=True)
+        reader.start()
+        attempt.reader = reader
 
     # gRPC's thread that pulls requests.
 
     def _requests(self, attempt: Attempt) -> Iterator[selection_pb2.SelectRequest]:
+        self._thread.is_own = True
         observed = self.observed_learner_version
         yield selection_pb2.SelectRequest(
             open=selection_pb2.SelectOpen(run_id=self._run_id, observed_learner_version=observed)
@@ -411,7 +461,7 @@ class SelectStream:
                     body_bytes=len(body),
                     digest=offer.batch.digest,
                     traceparent=offer.traceparent,
-                    client_fallbacks=self._untold_fallbacks(),
+                    client_fallbacks=self._untold_fallbacks(attempt, offer.key),
                 )
             )
             offset = 0
@@ -423,13 +473,19 @@ class SelectStream:
                 yield with_chunk(selection_pb2.SelectRequest(), offset, bytes(body[offset : offset + size]))
                 offset += size
 
-    def _untold_fallbacks(self) -> int:
-        """Returns how many own draws no gateway was told of; from now on it was, so 0 until one has spoken again."""
+    def _untold_fallbacks(self, attempt: Attempt, key: StepKey) -> int:
+        """Returns how many own draws the header of `key` is to tell of; 0 until a gateway has spoken again.
+
+        They are told once that super-batch is answered or refused, and after a break they are told anew. So none is
+        lost with a gateway; one that had read the header and lives on, while the connection broke before its answer,
+        counts them and so does the next.
+        """
         with self._changed:
             if self._is_alone:
                 return 0
-            untold = self._own_fallbacks - self._told_fallbacks
-            self._told_fallbacks = self._own_fallbacks
+            untold = self._own_fallbacks - self._told_fallbacks - sum(attempt.telling.values())
+            if untold:
+                attempt.telling[key] = untold
             return untold
 
     def _next_offer(self, attempt: Attempt) -> Offer | None:
@@ -453,9 +509,9 @@ class SelectStream:
                     settlements.add(offer, _too_large(offer, attempt.largest_body()))
                     return None
                 if attempt.chunk_bytes(body_bytes, 0):
-                    if offer.refusal is None:
+                    if offer.setback is None:
                         self._retries.earn(now)
-                    else:
+                    elif isinstance(offer.setback, OverloadedError):
                         self._retries.spend(now)
                     del self._unsent[offer.key]
                     self._unsent_bytes -= body_bytes
@@ -466,20 +522,22 @@ class SelectStream:
         return None
 
     def _next_unsent(self, now: float) -> Offer | None:
-        """Returns the first that may be sent at `now`: what was refused waits for its turn, and for the budget."""
+        """Returns the first that may be sent at `now`."""
         if now < self._send_at:
             return None
-        may_retry = self._retries.ready_at(now) <= now
-        return next((offer for offer in self._unsent.values() if offer.refusal is None or may_retry), None)
+        return next((offer for offer in self._unsent.values() if self._sendable_at(offer, now) <= now), None)
+
+    def _sendable_at(self, offer: Offer, now: float) -> float:
+        """Returns when it may be sent by itself: what was refused waits for its turn, and for the budget."""
+        if isinstance(offer.setback, OverloadedError):
+            return max(offer.send_at, self._retries.ready_at(now))
+        return offer.send_at
 
     def _next_send_s(self, now: float) -> float:
         """Returns how long to wait for another to become sendable by time alone, in seconds."""
-        events = [now + _WAIT_S]
-        if self._unsent and now < self._send_at:
-            events.append(self._send_at)
-        elif any(offer.refusal is not None for offer in self._unsent.values()):
-            events.append(self._retries.ready_at(now))
-        return max(0.0, min(events) - now)
+        events = [max(self._send_at, self._sendable_at(offer, now)) for offer in self._unsent.values()]
+        # What might go now waits for credit, and that notifies.
+        return min([_WAIT_S, *(event - now for event in events if event > now)])
 
     def _take_credit(self, attempt: Attempt, body_bytes: int, offset: int) -> int:
         """Waits for the credit of the next chunk and returns its size; 0 when the stream is over."""
@@ -496,8 +554,22 @@ class SelectStream:
     # The reader thread.
 
     def _read(self, attempt: Attempt) -> None:
+        self._thread.is_own = True
+        try:
+            failure = self._read_to_end(attempt)
+        except BaseException as raised:  # noqa: BLE001 - whoever waits has to hear of it, whatever it is
+            settlements = Settlements()
+            with self._changed:
+                self._fail_all(raised, attempt, settlements)
+            settlements.tell()
+            return
+        with self._changed:
+            attempt.end(failure)
+            self._changed.notify_all()
+
+    def _read_to_end(self, attempt: Attempt) -> RpcFailure:
+        """Takes every response and returns how the stream ended."""
         what = f"Select to {self._connection.target}"
-        failure = RpcFailure(UnavailableError(f"{what}: the gateway ended the stream"), is_transport=True)
         try:
             for response in attempt.call:
                 settlements = Settlements()
@@ -513,9 +585,8 @@ class SelectStream:
             if is_outlived and self._connection.renews_token:
                 # The stream outlived its token; whether there is a newer one shows when the next stream opens.
                 failure = RpcFailure(failure.error, is_transport=True)
-        with self._changed:
-            attempt.end(failure)
-            self._changed.notify_all()
+            return failure
+        return RpcFailure(UnavailableError(f"{what}: the gateway ended the stream"), is_transport=True)
 
     def _take_response(
         self, attempt: Attempt, response: selection_pb2.SelectResponse, settlements: Settlements
@@ -528,17 +599,10 @@ class SelectStream:
         elif kind == "credit":
             attempt.credit_bytes += response.credit.bytes
         elif kind == "selection":
-            self._take_answer(attempt, response.selection, _decoded(response.selection), settlements)
+            key = StepKey(response.selection.step, response.selection.rank)
+            self._take_answer(attempt, key, _decoded(response.selection), settlements)
         elif kind == "failure":
-            failure = response.failure
-            retry_after_s = seconds(failure.retry_after) if failure.HasField("retry_after") else None
-            error = error_from(failure.code, failure.reason, failure.message, retry_after_s)
-            if isinstance(error, GatewayDrainingError):
-                attempt.end(RpcFailure(error, is_transport=True))
-            elif isinstance(error, OverloadedError) and retry_after_s is not None:
-                self._take_refusal(attempt, failure, error, retry_after_s)
-            else:
-                self._take_answer(attempt, failure, error, settlements)
+            self._take_failure(attempt, response.failure, settlements)
 
     def _take_opened(self, attempt: Attempt, opened: selection_pb2.SelectOpened) -> None:
         if min(opened.window_bytes, opened.max_super_batch_bytes, opened.max_chunk_bytes) < 1:
@@ -548,35 +612,52 @@ class SelectStream:
         attempt.credit_bytes = opened.window_bytes
         self._window_bytes = opened.window_bytes
 
-    def _take_refusal(
-        self, attempt: Attempt, message: selection_pb2.Failure, refusal: OverloadedError, retry_after_s: float
-    ) -> None:
-        """Keeps a super-batch that the gateway has no place for, to be sent again; until then the stream is silent."""
-        key = StepKey(message.step, message.rank)
-        self._send_at = max(self._send_at, time.monotonic() + retry_s(retry_after_s))
-        offer = attempt.sent.pop(key, None)
-        if offer is None or self._pending.get(key) is not offer:
+    def _take_failure(self, attempt: Attempt, failure: selection_pb2.Failure, settlements: Settlements) -> None:
+        key = StepKey(failure.step, failure.rank)
+        retry_after_s = seconds(failure.retry_after) if failure.HasField("retry_after") else None
+        error = error_from(failure.code, failure.reason, failure.message, retry_after_s)
+        if isinstance(error, GatewayDrainingError):
+            self._answered(attempt, key)
+            attempt.end(RpcFailure(error, is_transport=True))
+        elif isinstance(error, OverloadedError) and retry_after_s is not None:
+            # Until then the stream is silent.
+            self._send_at = max(self._send_at, time.monotonic() + retry_s(retry_after_s))
+            self._take_back(attempt, key, error)
+        elif type(error) is UnavailableError:
+            # Not where scorers were lost: those the gateway has tried for as long as this step may take.
+            self._breaks = 0
+            self._take_back(attempt, key, error)
+        else:
+            self._take_answer(attempt, key, error, settlements)
+
+    def _take_back(self, attempt: Attempt, key: StepKey, setback: OverloadedError | UnavailableError) -> None:
+        """Keeps a super-batch that the gateway could do nothing with just now, to be sent again."""
+        offer = self._answered(attempt, key)
+        if offer is None:
             return
-        offer.refusal = refusal
+        offer.setback = setback
+        if isinstance(setback, UnavailableError):
+            offer.failures += 1
+            offer.send_at = time.monotonic() + backoff_s(offer.failures)
         self._unsent = {key: offer, **self._unsent}
         self._unsent_bytes += offer.body_bytes
 
     def _take_answer(
-        self,
-        attempt: Attempt,
-        message: selection_pb2.Selection | selection_pb2.Failure,
-        outcome: Selection | PreceptorError,
-        settlements: Settlements,
+        self, attempt: Attempt, key: StepKey, outcome: Selection | PreceptorError, settlements: Settlements
     ) -> None:
         self._breaks = 0
         if isinstance(outcome, Selection):
             self._observe(outcome.learner_version)
-        key = StepKey(message.step, message.rank)
-        offer = attempt.sent.pop(key, None)
-        # Late answers, whose super-batch was given up, end here.
-        if offer is not None and self._pending.get(key) is offer:
+        offer = self._answered(attempt, key)
+        if offer is not None:
             self._forget(offer)
             settlements.add(offer, outcome)
+
+    def _answered(self, attempt: Attempt, key: StepKey) -> Offer | None:
+        """Returns what was answered; None where it was given up before this late answer came."""
+        self._told_fallbacks += attempt.telling.pop(key, 0)
+        offer = attempt.sent.pop(key, None)
+        return offer if offer is not None and self._pending.get(key) is offer else None
 
 
 def _too_large(offer: Offer, limit_bytes: int) -> TooLargeError:

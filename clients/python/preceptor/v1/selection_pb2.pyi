@@ -686,7 +686,9 @@ class Failure(google.protobuf.message.Message):
     def retry_after(self) -> google.protobuf.duration_pb2.Duration:
         """Set where the gateway is overloaded and looked at nothing but the header:
         nothing was done, and the same super-batch may be sent again, not sooner
-        than this from now. Above 0. Default: repeating it is no use.
+        than this from now. Above 0. Default: repeating it is no use, unless
+        `code` is UNAVAILABLE and `reason` not SCORERS_UNAVAILABLE: something that
+        it needs is away for a moment.
         """
 
     def __init__(
