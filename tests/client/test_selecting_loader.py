@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from preceptor import Run, RunSpec, SelectionClient
-from preceptor.errors import InvalidSuperBatchError
+from preceptor import CoTraining, Run, RunSpec, SelectionClient
+from preceptor.errors import DeadlineExceededError, InvalidSuperBatchError
 from preceptor.torch import SelectingLoader
 from preceptor.v1 import selection_pb2
 from tests.client.fake_service import FakeService, Received, Stream
@@ -380,6 +381,54 @@ def test_a_resumed_loader_yields_what_the_uninterrupted_one_would_have(
 
     assert seen == expected
     assert after.step == 15
+
+
+@pytest.mark.parametrize("make", [pairs, StatefulLoader], ids=["plain", "stateful"])
+@pytest.mark.parametrize("fails_first", [False, True], ids=["asked for two iterators", "the first selection failed"])
+def test_a_resumed_loader_that_is_iterated_twice_goes_on_at_the_same_place(
+    service: FakeService, run: Run, make: Callable[[int], Any], fails_first: bool
+) -> None:
+    expected = drawn_labels(from_zero(make(6), run, SUB))
+    state = {"step": 2, "batches_yielded_in_epoch": 2, "loader": {"next": 2}}
+    loader = from_zero(make(6), run, SUB)
+    loader.load_state_dict(state)
+
+    first = iter(loader)
+    if fails_first:
+        service.on_super_batch = lambda stream, received: stream.fail(
+            received, "INVALID_ARGUMENT", "SUPER_BATCH_INVALID", "label 99 is outside of 10 classes"
+        )
+        with pytest.raises(InvalidSuperBatchError):
+            next(first)
+        service.on_super_batch = draw
+    second = iter(loader)
+    assert [next(second)[1].tolist() for _ in range(2)] == expected[2:4]
+    saved = loader.state_dict()
+    rest = list(loader)  # something was yielded, so this is a new epoch
+    assert make is StatefulLoader or len(rest) == 6
+    again = from_zero(make(6), run, SUB)
+    again.load_state_dict(saved)
+    assert drawn_labels(again) == expected[4:]
+
+
+def test_waiting_for_an_answer_that_never_comes_has_an_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preceptor.client.GRACE_S", 0.1)
+    monkeypatch.setattr(run, "submit", lambda *_: Future())
+    with pytest.raises(DeadlineExceededError, match=r"no selection for step 0, rank 0 within 0\.1 s, nor a reason"):
+        list(from_zero(pairs(), run, SUB, timeout_s=0.1))
+
+
+def test_waiting_for_what_an_epoch_left_behind_has_an_end(
+    client: SelectionClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preceptor.torch.GRACE_S", 0.1)
+    run = client.create_run(RunSpec("taught", "small_cnn", co_training=CoTraining()))
+    loader = from_zero(pairs(), run, SUB, timeout_s=0.1)
+    iterator = iter(loader)
+    next(iterator)
+    monkeypatch.setattr(loader, "_left_behind", [Future()])
+    with pytest.raises(DeadlineExceededError, match=r"1 super-batches of the epoch before had no answer within 0\.1 s"):
+        next(iterator)
 
 
 def test_a_stateful_loader_is_not_asked_for_what_was_consumed(run: Run) -> None:

@@ -184,6 +184,11 @@ class Run:
         return self.spec.run_id
 
     @property
+    def timeout_s(self) -> float:
+        """The client's: of every call that names none."""
+        return self._timeout_s
+
+    @property
     def own_fallbacks(self) -> int:
         """Super-batches that this client drew uniformly by itself, because no gateway answered.
 

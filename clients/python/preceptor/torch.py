@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from preceptor.answers import Selection
 from preceptor.batches import EXAMPLE_ID
-from preceptor.client import Run
+from preceptor.client import GRACE_S, Run, result_of
+from preceptor.errors import DeadlineExceededError
 
 
 @runtime_checkable
@@ -121,7 +122,6 @@ class SelectingLoader:
         self._step = self._first_unused_step = start_step or 0
         self._is_between_epochs = True
         self._batches_yielded_in_epoch = 0
-        self._to_skip = 0
         self._resumes = False
         self._loader_state: Any = None
         self._offered: deque[_Offered] = deque()
@@ -185,18 +185,18 @@ class SelectingLoader:
         if isinstance(self.loader, _Stateful):
             self.loader.load_state_dict(state["loader"])
             self._loader_state = state["loader"]
-        else:
-            self._to_skip = self._batches_yielded_in_epoch
         self._resumes = True
 
     def __iter__(self) -> Iterator[Any]:
-        """Starts an epoch, or goes on with the one whose state was loaded; ends any other iteration."""
+        """Starts an epoch, or goes on with the one whose state was loaded; ends any other iteration.
+
+        Goes on with it anew where the iteration before yielded nothing of it.
+        """
         self._abandon()
         if not self._resumes:
             self._batches_yielded_in_epoch = 0
             self._loader_state = self._state_of_loader()
             self._step = self._free_step(self._first_unused_step)
-        self._resumes = False
         self._is_between_epochs = False
         self._epoch = epoch = object()
         return self._iterate(epoch)
@@ -214,7 +214,7 @@ class SelectingLoader:
                     break
                 offered = self._offered[0]
                 started = time.perf_counter()
-                selection = offered.future.result()
+                selection = result_of(offered.future, offered.step, self._rank, self._limit_s)
                 waited_s += time.perf_counter() - started
                 self._offered.popleft()
                 sub_batch = _take(offered.batch, offered.rows, selection.indices)
@@ -223,14 +223,18 @@ class SelectingLoader:
             self._batches_yielded_in_epoch = 0
             self._loader_state = None
             self._is_between_epochs = True
+            self._resumes = False
         finally:
             if self._epoch is epoch:
                 self._abandon()
 
     def _super_batches(self) -> Iterator[tuple[Any, int]]:
         """Yields (super-batch, rows) of those that have rows enough and were not consumed before the resume."""
-        to_skip, self._to_skip = self._to_skip, 0
         consumed_before = self._batches_yielded_in_epoch
+        to_skip = 0 if isinstance(self.loader, _Stateful) else consumed_before
+        if self._resumes and isinstance(self.loader, _Stateful):
+            # An iteration that yielded nothing may have fetched from it since the state was loaded.
+            self.loader.load_state_dict(self._loader_state)
         seen = skipped = most_rows = 0
         iterator = iter(self.loader)
         for batch in iterator:
@@ -260,7 +264,12 @@ class SelectingLoader:
         """Offers super-batches until `prefetch` lie behind the one awaited; returns the seconds that this took here."""
         spent_s = 0.0
         if self._left_behind:
-            wait(self._left_behind)
+            unsettled = wait(self._left_behind, self._limit_s + GRACE_S).not_done
+            if unsettled:
+                raise DeadlineExceededError(
+                    f"{len(unsettled)} super-batches of the epoch before had no answer within {self._limit_s:g} s, "
+                    "nor a reason"
+                )
             self._left_behind.clear()
         while len(self._offered) <= self._prefetch:
             following = next(super_batches, None)
@@ -276,6 +285,10 @@ class SelectingLoader:
             self._offered.append(_Offered(batch, rows, step, future, loader_state))
             self._first_unused_step = max(self._first_unused_step, step + 1)
         return spent_s
+
+    @property
+    def _limit_s(self) -> float:
+        return self._run.timeout_s if self._timeout_s is None else self._timeout_s
 
     def _free_step(self, step: int) -> int:
         """Returns `step`, or a later one where other loaders of this rank have used it."""
@@ -302,6 +315,7 @@ class SelectingLoader:
         self._step = offered.step + 1
         self._batches_yielded_in_epoch += 1
         self._loader_state = offered.loader_state
+        self._resumes = False
 
     def _abandon(self) -> None:
         self._epoch = None
