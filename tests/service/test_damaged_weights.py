@@ -28,10 +28,10 @@ def _selects_with(run: Run, version: int, seed: int, step: int) -> None:
     )
 
 
-def _with_two_versions(service: RunningService) -> str:
+def _with_two_versions(service: RunningService, deadline_s: float | None = None) -> str:
     """Creates a run to which the weights of seeds 1 and 2 were pushed; returns its name."""
     with SelectionClient(target_of(service)) as client:
-        run = client.create_run(digits.spec("damaged", score=SCORE))
+        run = client.create_run(digits.spec("damaged", score=SCORE, deadline_s=deadline_s))
         for version in (1, 2):
             run.push_weights(digits.weights(version), step=version)
         _selects_with(run, version=2, seed=2, step=3)
@@ -63,10 +63,10 @@ def test_with_a_damaged_manifest_the_version_before_serves_until_newer_weights_a
 def test_a_trainer_that_has_seen_a_version_is_never_given_the_one_before(
     start: Callable[..., RunningService], tmp_path: Path
 ) -> None:
-    run_id = _with_two_versions(start())
+    run_id = _with_two_versions(start(), deadline_s=2.0)
     _newest_manifest(tmp_path / "store", run_id).write_bytes(b"")
 
-    with SelectionClient(target_of(start()), timeout_s=2.0) as client:
+    with SelectionClient(target_of(start()), timeout_s=5.0) as client:
         run = client.get_run(run_id)
         run._stream.observe(2)  # as after a reconnection to this gateway
         with pytest.raises(UnavailableError, match="knows learner version 1 of run 'damaged', the trainer has seen 2"):
