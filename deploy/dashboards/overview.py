@@ -449,6 +449,7 @@ def _running() -> Row:
                     f"min by (certificate) (preceptor_certificate_expiry_timestamp_seconds{{{GATEWAY}}}) - time()",
                     "{{certificate}}",
                 ),
+                width=6,
                 runbooks=["PreceptorCertificateNearExpiry", "PreceptorCertificateEnds"],
             ),
             graph(
@@ -459,13 +460,25 @@ def _running() -> Row:
                     f"sum by (source) (increase(preceptor_credential_reload_failures_total{{{GATEWAY}}}[15m]))",
                     "{{source}}",
                 ),
+                width=6,
                 runbooks=["PreceptorCredentialReloadFails"],
+            ),
+            graph(
+                "Audit lines that audit.file did not take",
+                "Within 15 minutes; they are in the gateway's log instead.",
+                "short",
+                Query(
+                    f"sum by (instance) (increase(preceptor_audit_failures_total{{{GATEWAY}}}[15m]))", "{{instance}}"
+                ),
+                width=6,
+                runbooks=["PreceptorAuditFails"],
             ),
             graph(
                 "Gateways that drain",
                 "1 while a gateway finishes what it accepted and takes nothing new.",
                 "short",
                 Query(f"max by (instance) (preceptor_draining{{{GATEWAY}}})", "{{instance}}"),
+                width=6,
                 maximum=1,
                 runbooks=["PreceptorDrainStuck"],
             ),

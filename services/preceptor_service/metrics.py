@@ -225,6 +225,7 @@ QUESTIONS: Mapping[str, tuple[Metric, ...]] = {
         Metric(
             "credential_reload_failures", "counter", "1", ("source",), "Changed files or keys that could not be used."
         ),
+        Metric("audit_failures", "counter", "1", (), "Lines of the audit log that audit.file did not take."),
         Metric(
             "certificate_expiry_timestamp_seconds",
             "gauge",
@@ -358,6 +359,7 @@ class GatewayMetrics:
         self.store_up = self._gauge("store_up")
         self.store_free_bytes = self._gauge("store_free_bytes")
         self.credential_failures = self._counter("credential_reload_failures")
+        self.audit_failures = self._counter("audit_failures")
         self.certificate_expiry = self._gauge("certificate_expiry_timestamp_seconds")
         self.insecure = self._gauge("insecure")
         self.ledger_steps = self._counter("ledger_steps")

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
 
-from preceptor_service.access.audit import AuditLog
+from preceptor_service.access.audit import AuditLog, audit
 from preceptor_service.config import ConfigError
+from preceptor_service.process_log import LOG_TO
 from tests.access import calls
 from tests.access.conftest import Guarded
+from tests.service.conftest import metrics_of
+
+FULL = Path("/dev/full")
+
+
+def write(log: AuditLog, run: str) -> None:
+    log.write("CreateRun", run=run, identity="a", peer="p", code="OK")
 
 
 def test_each_push_creation_and_deletion_is_one_line(guarded: Guarded, opened: grpc.Channel, new_id: str) -> None:
@@ -82,12 +92,83 @@ def test_a_line_stays_one_line_whatever_the_caller_names(guarded: Guarded, opene
 def test_a_file_that_was_moved_away_is_opened_anew_and_is_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     log = AuditLog(path, to_standard_error=False)
-    assert os.stat(path).st_mode & 0o077 == 0
     for run in ("first", "second"):
-        log.write("CreateRun", run=run, identity="a", peer="p", code="OK")
+        write(log, run)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
         path.rename(tmp_path / run)
     log.close()
     assert [json.loads((tmp_path / run).read_text())["run"] for run in ("first", "second")] == ["first", "second"]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("cause", ["full", "gone"])
+def test_lines_that_the_file_does_not_take_are_counted_and_in_the_log_of_the_process(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    cause: str,
+) -> None:
+    monkeypatch.setattr(audit, "propagate", False)  # without pytest's handlers, as in a gateway
+    monkeypatch.setattr(audit, "handlers", [])
+    monkeypatch.delenv(LOG_TO, raising=False)
+    folder, failures = tmp_path / "folder", []
+    folder.mkdir()
+    path = folder / "audit.log" if cause == "gone" else FULL
+    log = AuditLog(path, to_standard_error=True, on_failure=lambda: failures.append(1))
+    if cause == "gone":
+        path.unlink()
+        folder.rmdir()
+    for run in ("first", "second"):
+        write(log, run)
+    log.close()
+    assert [json.loads(line)["run"] for line in capfd.readouterr().err.splitlines()] == ["first", "second"]
+    assert len(failures) == 2
+    assert caplog.text.count(f"audit.file: cannot write {path} (") == 1
+
+
+def test_a_line_that_is_written_in_part_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write_to = tmp_path / "audit.log", os.write
+    log = AuditLog(path, to_standard_error=False)
+    rooms = iter([5, 0])  # bytes that still fit
+
+    def filling(descriptor: int, data: bytes) -> int:
+        if (room := next(rooms)) == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_to(descriptor, data[:room])
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", filling)
+        write(log, "torn")
+    write(log, "whole")
+    log.close()
+    torn, whole = path.read_text().splitlines()
+    assert torn == '{"tim'
+    assert json.loads(whole)["run"] == "whole"
+
+
+def test_what_was_done_is_answered_where_the_file_is_gone(
+    start_guarded: Callable[..., Guarded], tmp_path: Path, new_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "audit"
+    folder.mkdir()
+    file = folder / "audit.log"
+    guarded = start_guarded(audit={"file": str(file)})
+    owner = calls.bearer(guarded.token("owner"))
+    file.unlink()
+    folder.rmdir()
+    with calls.channel(guarded.target) as opened:
+        for name in ("CreateRun", "PushWeights", "DeleteRun"):
+            assert calls.answer(opened, name, new_id, owner).code == "OK"
+        assert calls.answer(opened, "DeleteRun", new_id, owner).code == "NOT_FOUND"
+        assert metrics_of(guarded.service).value("preceptor_audit_failures_total") == 4
+        folder.mkdir()
+        assert calls.answer(opened, "CreateRun", new_id, owner).code == "OK"
+    assert metrics_of(guarded.service).value("preceptor_audit_failures_total") == 4
+    assert json.loads(file.read_text())["run"] == new_id
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert caplog.text.count(f"audit.file: cannot write {file} (No such file or directory)") == 1
+    assert caplog.text.count(f"audit.file: {file} is written again") == 1
 
 
 def test_a_file_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:

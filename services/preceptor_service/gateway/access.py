@@ -51,7 +51,9 @@ class GatewayAccess:
         self._authenticator = Authenticator(
             config.auth, on_failure=lambda source: metrics.credential_failures.labels(source).inc()
         )
-        self._audit = AuditLog(config.audit.file, to_standard_error=config.auth is not None)
+        self._audit = AuditLog(
+            config.audit.file, to_standard_error=config.auth is not None, on_failure=metrics.audit_failures.inc
+        )
         self.guard = Guard(
             self._authenticator,
             RunAccess(run_store, weight_store, config.limits.max_runs_per_identity),
