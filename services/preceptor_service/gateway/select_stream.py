@@ -31,6 +31,7 @@ from preceptor_service.gateway.admission import Admission, Room
 from preceptor_service.gateway.answer_cache import AnswerCache, StepKey
 from preceptor_service.gateway.body import Body, check_body_bytes, check_rows, next_message
 from preceptor_service.gateway.recorder import Recorder
+from preceptor_service.gateway.sending import send
 from preceptor_service.gateway.status import as_preceptor_error
 from preceptor_service.metrics import GatewayMetrics
 from preceptor_service.pipeline import Pipeline
@@ -326,12 +327,8 @@ class SelectStream:
 
     async def _send(self, context: grpc.aio.ServicerContext, response: selection_pb2.SelectResponse) -> None:
         """Writes one message; reader and writer both do, and gRPC takes one at a time."""
-        silence_s = self._config.silence_s
-        try:
-            async with asyncio.timeout(silence_s), self._writing:
-                await context.write(response)
-        except TimeoutError:
-            raise UnavailableError(f"no answer was taken for {silence_s:g} s; connect again and read them") from None
+        async with self._writing:
+            await send(context, response, self._config.silence_s)
 
 
 def _check_header(header: selection_pb2.SuperBatchHeader, config: GatewayConfig) -> None:

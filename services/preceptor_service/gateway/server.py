@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from preceptor.wire import CHUNK_BYTES, MESSAGE_OVERHEAD_BYTES, SERVICES
 from preceptor_service.config import ConfigError, GatewayConfig
 from preceptor_service.gateway.guard import Guard
 from preceptor_service.gateway.handlers import rpc_handlers
+from preceptor_service.gateway.health_service import HealthService
 from preceptor_service.gateway.ledger_service import LedgerService
 from preceptor_service.gateway.listening import new_server
 from preceptor_service.gateway.memory_bank_service import MemoryBankService
@@ -55,9 +56,9 @@ class GatewayServer:
         self._selection = selection
         self._tls = tls
         self._config = config
-        self._health = health.aio.HealthServicer()
+        names = [service.full_name for service in SERVICES]
+        self._health = HealthService(names, config.silence_s)
         quiet_ms, answer_ms = (round(1000 * part * config.silence_s) for part in (_QUIET_SHARE, 1 - _QUIET_SHARE))
-        names = (service.full_name for service in SERVICES)
         services = dict(zip(names, (selection, weights, ledger, memory_bank), strict=True))
         self._server = new_server(
             options=[
@@ -82,7 +83,7 @@ class GatewayServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     async def start(self) -> int:
-        """Listens, reports healthy, and returns the port.
+        """Listens, and with that is healthy, and returns the port.
 
         Raises:
             ConfigError: the address is taken or cannot be used.
@@ -99,15 +100,10 @@ class GatewayServer:
                 f"cannot listen on {address}: the port is taken or not allowed; choose another with --port"
             ) from error
         await self._server.start()
-        await self._report(health_pb2.HealthCheckResponse.SERVING)
         return port
 
     async def drain(self) -> None:
         """Reports unhealthy, finishes what was accepted within `drain_s`, and stops."""
-        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._health.drain()
         self._selection.drain()
         await self._server.stop(self._config.drain_s)
-
-    async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
-        for service in ("", *(service.full_name for service in SERVICES)):
-            await self._health.set(service, status)
