@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from preceptor import SelectionClient
+from preceptor.v1 import ledger_pb2
 from preceptor_service.app import RunningService
 from tests.service import digits
 from tests.service.architectures import Gate
@@ -20,6 +21,8 @@ from tests.tcp_proxy import TcpProxy
 
 SILENCE_S = 2.0
 BODY = b"-" * 1000
+TAKES_LITTLE = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+"""Options of a channel that does not read ahead."""
 
 
 @pytest.fixture
@@ -124,6 +127,22 @@ def test_answers_that_are_not_taken_are_given_up_and_the_stream_counts_until_it_
         wait_until(lambda: metrics.value("preceptor_select_streams") == 0, "it is gone")
 
 
+def test_a_reader_of_a_ledger_that_takes_nothing_is_given_up(start: Callable[..., RunningService], run_id: str) -> None:
+    rows = 20_000
+    limits = {"max_super_batch_rows": rows, "max_super_batch_bytes": MIB, "max_chunk_bytes": MIB}
+    service = start(gateway={"silence_s": SILENCE_S, "window_bytes": 4 * MIB, **limits})
+    with SelectionClient(target_of(service)) as client, RawChannel(target_of(service), options=TAKES_LITTLE) as raw:
+        run = client.create_run(digits.gated_spec(run_id, score="uniform", ledger=True))
+        for step in range(10):
+            run.select(digits.gated_candidates(step, rows), rows, step=step)
+        call = raw.call("ReadLedger", ledger_pb2.ReadLedgerRequest(run_id=run_id))
+        metrics = metrics_of(service)
+        wait_until(lambda: metrics.value("preceptor_errors_total") == 1, "it is given up", 10 * SILENCE_S)
+        status = call.status()
+    assert (status.code, status.reason) == ("UNAVAILABLE", "UNAVAILABLE")
+    assert "no answer was taken for 2 s; connect again and read them" in status.details
+
+
 def test_a_trainer_that_gives_up_while_it_is_answered_is_no_error_of_the_service(
     start: Callable[..., RunningService], run_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -131,8 +150,7 @@ def test_a_trainer_that_gives_up_while_it_is_answered_is_no_error_of_the_service
     limits = {"max_super_batch_rows": rows, "max_super_batch_bytes": MIB, "max_chunk_bytes": MIB}
     service = start(gateway={"window_bytes": 64 * MIB, **limits})
     metrics = metrics_of(service)
-    takes_little = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
-    with SelectionClient(target_of(service)) as client, RawChannel(target_of(service), options=takes_little) as raw:
+    with SelectionClient(target_of(service)) as client, RawChannel(target_of(service), options=TAKES_LITTLE) as raw:
         client.create_run(digits.gated_spec(run_id, score="uniform"))
         batch = digits.gated_candidates(0, rows)
         for number in range(times):

@@ -84,7 +84,7 @@ class Gateway:
                 runs, pipeline, admission, uploads, config.gateway, metrics, recorder, tracing, ReportedMetrics(storage)
             ),
             WeightsService(runs, weight_store, recorder, config.gateway.silence_s),
-            LedgerService(runs, self._ledger, ledger_store),
+            LedgerService(runs, self._ledger, ledger_store, config.gateway.silence_s),
             MemoryBankService(runs, pipeline, uploads, self._banks, recorder),
             self._access.guard,
             self._access.tls,

@@ -10,6 +10,7 @@ import grpc
 
 from preceptor.errors import InvalidMessageError, LedgerOffError, StepsNotKeptError
 from preceptor.v1 import ledger_pb2
+from preceptor_service.gateway.sending import send
 from preceptor_service.ledger.ledger import Ledger
 from preceptor_service.ledger.ledger_store import DamagedSegmentError, LedgerStore, Segment
 from preceptor_service.runs import RunRegistry
@@ -20,12 +21,16 @@ _FLUSH_S = 10.0
 
 
 class LedgerService:
-    """Reads ledgers; see `proto/preceptor/v1/ledger.proto` for what the call promises. Holds one segment per call."""
+    """Reads ledgers; see `proto/preceptor/v1/ledger.proto` for what the call promises.
 
-    def __init__(self, runs: RunRegistry, ledger: Ledger, store: LedgerStore) -> None:
+    Holds one segment per call, and gives up a caller that takes none for `silence_s`.
+    """
+
+    def __init__(self, runs: RunRegistry, ledger: Ledger, store: LedgerStore, silence_s: float) -> None:
         self._runs = runs
         self._ledger = ledger
         self._store = store
+        self._silence_s = silence_s
 
     async def read_ledger(self, request: ledger_pb2.ReadLedgerRequest, context: Context) -> None:
         """Sends the segments that may hold steps of the range."""
@@ -39,12 +44,12 @@ class LedgerService:
                 f"steps {request.from_step} to {request.to_step} were asked for; the range starts at 0 and ends after "
                 "it begins"
             )
-        await asyncio.wait({asyncio.create_task(self._ledger.flush())}, timeout=_FLUSH_S)
+        await self._ledger.flush(_FLUSH_S)
         kept = await asyncio.to_thread(self._store.segments, run.run_id)
         has_range = request.HasField("from_step") or request.HasField("to_step")
         if has_range and not any(_overlaps(segment, request) for segment in kept):
             raise StepsNotKeptError(_what_is_kept(run.run_id, request, kept))
-        await context.write(ledger_pb2.ReadLedgerResponse(kept=_summary(kept)))
+        await self._answer(context, ledger_pb2.ReadLedgerResponse(kept=_summary(kept)))
         sent = ""
         while segments := [segment for segment in kept if segment.name > sent and _overlaps(segment, request)]:
             sent = await self._send(segments, context)
@@ -63,11 +68,14 @@ class LedgerService:
             except FileNotFoundError:
                 return segment.name
             except DamagedSegmentError:
-                await context.write(ledger_pb2.ReadLedgerResponse(damage=_damage(segment)))
+                await self._answer(context, ledger_pb2.ReadLedgerResponse(damage=_damage(segment)))
             else:
                 found = ledger_pb2.LedgerSegment(parquet=content)
-                await context.write(ledger_pb2.ReadLedgerResponse(segment=found))
+                await self._answer(context, ledger_pb2.ReadLedgerResponse(segment=found))
         return segments[-1].name
+
+    async def _answer(self, context: Context, response: ledger_pb2.ReadLedgerResponse) -> None:
+        await send(context, response, self._silence_s)
 
 
 def _overlaps(segment: Segment, request: ledger_pb2.ReadLedgerRequest) -> bool:

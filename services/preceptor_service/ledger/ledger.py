@@ -28,7 +28,7 @@ class _Kept(NamedTuple):
 
 
 class Ledger:
-    """The ledgers of all runs, as one gateway writes them. Lives on one event loop; owns one task.
+    """The ledgers of all runs, as one gateway writes them. Lives on one event loop; owns up to three tasks.
 
     Entries wait in memory, at most `buffer_bytes` of them, until they are written: every `flush_s`, or sooner where
     they are many. Whatever the store does, `keep` returns at once: beyond the bound the oldest that wait, and are not
@@ -48,6 +48,8 @@ class Ledger:
         self._is_stopping = False
         self._fails = False
         self._task: asyncio.Task[None] | None = None
+        self._next_flush: asyncio.Task[None] | None = None
+        self._flushes: set[asyncio.Task[None]] = set()
         metrics.ledger_limit_bytes.set(settings.max_bytes)
         metrics.ledger_buffer_bytes.set_function(lambda: self._waiting_bytes + self._writing_bytes)
 
@@ -62,9 +64,10 @@ class Ledger:
         self._is_stopping = True
         self._awake.set()
         await asyncio.wait({self._task}, timeout=_STOP_S)
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        ending = {self._task, *self._flushes}
+        for task in ending:
+            task.cancel()
+        await asyncio.wait(ending)
         if self._waiting or self._writing_bytes:
             logger.warning("the ledger lacks %d answers that could not be written before the end", len(self._waiting))
 
@@ -84,15 +87,34 @@ class Ledger:
         self._waiting = deque(kept for kept in self._waiting if kept.record.spec.run_id != run_id)
         self._waiting_bytes = sum(kept.entry.total_bytes for kept in self._waiting)
 
-    async def flush(self) -> None:
-        """Writes what waits now. Where the store does not take it, it goes on waiting."""
+    async def flush(self, timeout_s: float) -> None:
+        """Writes what waits now, and returns after `timeout_s` at the latest; it is done later then. Never fails.
+
+        However many ask while the store hangs, they share the flush that comes next.
+        """
+        if self._next_flush is None:
+            self._next_flush = asyncio.create_task(self._flush_next())
+            self._flushes.add(self._next_flush)
+            self._next_flush.add_done_callback(self._flushes.discard)
+        await asyncio.wait({self._next_flush}, timeout=timeout_s)
+
+    async def _flush_next(self) -> None:
         async with self._lock:
-            due = len(self._waiting)
+            self._next_flush = None  # what is kept from now on is for another one
+            await self._write_what_waits()
+
+    async def _write_what_waits(self) -> None:
+        """Writes what waits now. Where the store does not take it, it goes on waiting."""
+        due = len(self._waiting)
+        try:
             while due > 0 and self._waiting:
                 taken = self._taken(due)
                 due -= len(taken)
                 if not await self._write(taken):
                     return
+        except Exception:
+            logger.exception("the ledger could not be written; it is tried again in %g s", self._settings.flush_s)
+            self._fails = True
 
     def _taken(self, most: int) -> list[_Kept]:
         """Returns what waits longest, a fourth of the buffer: the rest can give way to what comes meanwhile."""
@@ -119,15 +141,10 @@ class Ledger:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._awake.wait(), self._settings.flush_s)
             self._awake.clear()
-            await self._try_to_flush()
-        await self._try_to_flush()
-
-    async def _try_to_flush(self) -> None:
-        try:
-            await self.flush()
-        except Exception:
-            logger.exception("the ledger could not be written; it is tried again in %g s", self._settings.flush_s)
-            self._fails = True
+            async with self._lock:
+                await self._write_what_waits()
+        async with self._lock:
+            await self._write_what_waits()
 
     def _put_back(self, batches: Sequence[Batch]) -> None:
         for batch in reversed(batches):
