@@ -59,7 +59,7 @@ class ActiveRun:
     """One run: its record, what follows from it, and the weights that new super-batches use.
 
     `learner` only ever moves to a higher version. `deleted` is set once this life of the run is known
-    to be over; `is_cut_off` while the store does not tell.
+    to be over; `is_cut_off` while the store does not tell. Who holds `reporting` reads or writes its reported metrics.
     """
 
     record: RunRecord
@@ -80,6 +80,7 @@ class ActiveRun:
     loading: asyncio.Task[LoadReport] | None = None
     loading_version: int = 0
     deleted: asyncio.Event = field(default_factory=asyncio.Event)
+    reporting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def spec(self) -> RunSpec:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from preceptor.errors import InvalidMetricsError, ResourceExhaustedError, RunNot
 from preceptor.v1 import selection_pb2
 from preceptor_service import reported_metrics
 from preceptor_service.app import RunningService
-from preceptor_service.reported_metrics import MAX_NAMES
+from preceptor_service.gateway import reporting
+from preceptor_service.gateway.reporting import MAX_AT_ONCE
+from preceptor_service.reported_metrics import MAX_NAMES, ReportedMetrics
+from preceptor_service.run_store import RunRecord
 from tests.service import digits
 from tests.service.conftest import Control, Store, target_of
 from tests.service.raw import METHODS, RawChannel
@@ -147,6 +152,45 @@ def test_a_damaged_piece_is_told_and_the_rest_goes_on(
     assert reported(empty_run) == {"acc": {2: 0.2}}
     assert len(list(folder.iterdir())) == 2
     assert f"run {empty_run.run_id}: 1 pieces of its reported metrics are damaged" in caplog.messages
+
+
+def test_a_store_that_hangs_holds_up_nobody_for_long_and_no_other_run(
+    start: Callable[..., RunningService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, goes_on, inside = ReportedMetrics.report, threading.Event(), Counter[str]()
+
+    def hanging(self: ReportedMetrics, record: RunRecord, step: int, values: Mapping[str, float]) -> None:
+        inside[record.spec.run_id] += 1
+        assert record.spec.run_id == "free" or goes_on.wait(60)
+        report(self, record, step, values)
+
+    monkeypatch.setattr(reporting, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(ReportedMetrics, "report", hanging)
+    service = start()
+    with SelectionClient(target_of(service)) as client, RawChannel(target_of(service)) as raw:
+        names = [f"held-{number}" for number in range(MAX_AT_ONCE)]
+        runs = {name: client.create_run(digits.spec(name)) for name in (*names, "free")}
+
+        def refused(name: str) -> str:
+            request = selection_pb2.ReportMetricsRequest(run_id=name, step=1, values={"acc": 0.5})
+            status = raw.call("ReportMetrics", request).status()
+            assert (status.code, status.reason) == ("UNAVAILABLE", "UNAVAILABLE")
+            return status.details
+
+        try:
+            assert "'held-0' took longer than 0.5 s: the store did not answer; try again" in refused("held-0")
+            assert "'held-0' took longer than 0.5 s: it was not their turn; try again" in refused("held-0")
+            runs["free"].report_metrics(1, {"acc": 0.5})
+            assert reported(runs["free"]) == {"acc": {1: 0.5}}
+            for name in names[1:]:
+                refused(name)
+            assert "'free' took longer than 0.5 s: it was not their turn" in refused("free")
+            assert inside == {**dict.fromkeys(names, 1), "free": 1}
+        finally:
+            goes_on.set()
+        for run in runs.values():
+            run.report_metrics(2, {"acc": 0.75})
+            assert reported(run) == {"acc": {1: 0.5, 2: 0.75}}
 
 
 def test_where_no_gateway_answers_it_gives_up_in_time(start: Callable[..., RunningService]) -> None:

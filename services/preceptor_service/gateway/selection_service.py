@@ -28,6 +28,7 @@ from preceptor_service.gateway.admission import Admission
 from preceptor_service.gateway.answer_cache import AnswerCache
 from preceptor_service.gateway.body import next_message
 from preceptor_service.gateway.recorder import Recorder
+from preceptor_service.gateway.reporting import Reporting
 from preceptor_service.gateway.select_stream import SelectStream
 from preceptor_service.gateway.uploads import Uploads
 from preceptor_service.metrics import GatewayMetrics
@@ -67,7 +68,7 @@ class SelectionService:
         self._recorder = recorder
         self._tracing = tracing
         self._reported = reported
-        self._reporting = asyncio.Lock()
+        self._reporting = Reporting()
         self._answers = AnswerCache(config.answer_cache_bytes)
         self._draining = asyncio.Event()
         self._streams = 0
@@ -193,11 +194,10 @@ class SelectionService:
     async def report_metrics(
         self, request: selection_pb2.ReportMetricsRequest, context: Context
     ) -> selection_pb2.ReportMetricsResponse:
-        """Keeps what a trainer measured. One at a time: each holds all that is known of its run in memory."""
+        """Keeps what a trainer measured."""
         check_values(request.step, request.values)
         run = await self._runs.get(request.run_id)
-        async with self._reporting:
-            await asyncio.to_thread(self._reported.report, run.record, request.step, dict(request.values))
+        await self._reporting.do(run, partial(self._reported.report, run.record, request.step, dict(request.values)))
         return selection_pb2.ReportMetricsResponse()
 
     async def list_metrics(
@@ -205,9 +205,7 @@ class SelectionService:
     ) -> selection_pb2.ListMetricsResponse:
         """Reads what was reported of one run."""
         run = await self._runs.get(request.run_id)
-        async with self._reporting:
-            reported = await asyncio.to_thread(self._reported.read, run.run_id)
-        return translate.reported(reported)
+        return translate.reported(await self._reporting.do(run, partial(self._reported.read, run.run_id)))
 
 
 def _spec(message: run_pb2.RunSpec) -> RunSpec:
