@@ -103,7 +103,7 @@ class Pipeline:
                         why = error
                     await asyncio.sleep(_PIN_AGAIN_S)
         except TimeoutError:
-            if step is None or run.spec.on_deadline == "raise":
+            if step is None or run.spec.on_deadline != "uniform":
                 raise why from None
             return Pinned(run.models(None), None, None, False)  # its deadline is over: `select` draws uniformly
 
@@ -143,7 +143,7 @@ class Pipeline:
                 pinned = await self._runs.co_trained(run.co_trainer, run, draw.step, deadline)
             scored = await self._scored_in_time(run, pinned, super_batch, deadline, stages)
         except (DeadlineExceededError, ScorersUnavailableError) as error:
-            if run.spec.on_deadline == "raise":
+            if run.spec.on_deadline != "uniform":
                 raise
             reason: FallbackReason = "deadline" if isinstance(error, DeadlineExceededError) else "scorers"
             return _drawn_uniformly(run, pinned, super_batch, draw, stages, fallback=reason)

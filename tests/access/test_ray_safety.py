@@ -12,7 +12,7 @@ import pytest
 
 from preceptor_service.config import ConfigError
 from preceptor_service.process_log import LOG_TO
-from preceptor_service.ray_cluster import RayCluster, _stay_on_this_machine
+from preceptor_service.ray_cluster import RayCluster, _stay_on_this_machine, _want_token
 
 _ON_OTHER_ADDRESSES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
@@ -39,6 +39,16 @@ def test_a_ray_that_is_started_here_stays_on_this_machine(monkeypatch: pytest.Mo
     monkeypatch.delenv(_ON_OTHER_ADDRESSES)
     _stay_on_this_machine()
     assert os.environ[_ON_OTHER_ADDRESSES] == "0"
+
+
+def test_a_ray_that_is_started_here_asks_for_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that what is set here goes with the test
+        monkeypatch.delenv(name)
+    _want_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
 def join(monkeypatch: pytest.MonkeyPatch, version: str = "2.60.0", dashboard_url: str = "") -> FakeRay:

@@ -151,6 +151,19 @@ def test_at_the_deadline_uniform_draws_as_the_uniform_selector(
     _recovers(run)
 
 
+def test_at_the_deadline_wait_asks_again_until_it_is_scored(client: SelectionClient, run_id: str, gate: Gate) -> None:
+    run = _slow(client, run_id, on_deadline="wait")
+    gate.close()
+    batch = digits.gated_candidates(0)
+    waiting = run.submit(batch, sub_batch_size=4, step=3)
+    wait_until(lambda: run.status().failures >= 2, "two deadlines went by")
+    assert not waiting.done()
+    gate.open()
+    selection = waiting.result(20)
+    assert not selection.is_fallback
+    assert selection.indices.tolist() == run.select(batch, sub_batch_size=4, step=3).indices.tolist()
+
+
 def test_a_fallback_is_repeated_as_it_was(client: SelectionClient, run_id: str, gate: Gate) -> None:
     run = _slow(client, run_id, on_deadline="uniform")
     gate.close()

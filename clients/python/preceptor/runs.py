@@ -19,7 +19,7 @@ P = TypeVar("P")
 V = TypeVar("V")
 
 StalePolicy = Literal["wait", "serve", "uniform"]
-DeadlinePolicy = Literal["raise", "uniform"]
+DeadlinePolicy = Literal["raise", "uniform", "wait"]
 
 _STALE_POLICIES: dict[StalePolicy, run_pb2.StalePolicy.ValueType] = {
     "wait": run_pb2.STALE_POLICY_WAIT,
@@ -29,6 +29,7 @@ _STALE_POLICIES: dict[StalePolicy, run_pb2.StalePolicy.ValueType] = {
 _DEADLINE_POLICIES: dict[DeadlinePolicy, run_pb2.DeadlinePolicy.ValueType] = {
     "raise": run_pb2.DEADLINE_POLICY_RAISE,
     "uniform": run_pb2.DEADLINE_POLICY_UNIFORM,
+    "wait": run_pb2.DEADLINE_POLICY_WAIT,
 }
 
 
@@ -73,9 +74,10 @@ class RunSpec:
             or select `"uniform"`ly and say so (`Selection.is_fallback`).
         deadline_s: seconds from the last byte of a super-batch to its answer; None: the service's
             configured limit.
-        on_deadline: at the deadline `"raise"` `DeadlineExceededError` or select `"uniform"`ly. Uniformly draws the
-            client itself where it hears of no gateway for `deadline_s` and 2 s more (in the steps after that one for
-            `deadline_s`), or has no answer within `timeout_s`; not for a co-trained run, which needs every step.
+        on_deadline: at the deadline `"raise"` `DeadlineExceededError`, select `"uniform"`ly, or `"wait"`: ask again,
+            with the weights of then, until the client's `timeout_s`. Uniformly draws the client itself where it hears
+            of no gateway for `deadline_s` and 2 s more (in the steps after that one for `deadline_s`), or has no answer
+            within `timeout_s`; not for a co-trained run, which needs every step.
         learner_flops: floating-point operations of one forward pass of your learner on one example, for the cost
             meter (`RunStatus.cost`); `preceptor.torch.forward_flops` counts them. None: `model` is the learner itself.
         expected_savings: share of learner updates that you expect to save, below 1; None: the paper's 0.46.

@@ -47,7 +47,7 @@ class Admission:
         if body_bytes == 0:
             return Room(self.bodies, 0, run.run_id)  # it is no super-batch, and is told so later
         patience_s = _PATIENCE * run.deadline_s
-        if run.spec.on_deadline == "raise":
+        if run.spec.on_deadline != "uniform":
             _refuse(self._pipeline.expected_wait_s(run), patience_s, "its scorers are behind")
         if not self.bodies.has_room(body_bytes, run.run_id):
             _refuse(self.bodies.expected_wait_s(run.run_id), patience_s, "gateway.body_bytes are taken")

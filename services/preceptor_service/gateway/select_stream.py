@@ -15,12 +15,14 @@ from functools import partial
 import grpc
 
 from preceptor.errors import (
+    DeadlineExceededError,
     GatewayDrainingError,
     InvalidMessageError,
     InvalidSuperBatchError,
     OverloadedError,
     PreceptorError,
     RunNotFoundError,
+    ScorersUnavailableError,
     UnavailableError,
 )
 from preceptor.v1 import selection_pb2
@@ -276,6 +278,8 @@ class SelectStream:
             return selection_pb2.SelectResponse(selection=await self._select(arriving, pinned, deadline))
         except Exception as error:  # noqa: BLE001 - one super-batch fails, the stream lives on
             failed = as_preceptor_error(error, "Select")
+        if self._run.spec.on_deadline == "wait" and isinstance(failed, DeadlineExceededError | ScorersUnavailableError):
+            failed = UnavailableError(f"{failed}; ask again")
         self._recorder.failed(self._run, failed)
         return selection_pb2.SelectResponse(failure=translate.failure(header.step, header.rank, failed))
 

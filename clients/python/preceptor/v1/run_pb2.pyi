@@ -113,6 +113,10 @@ class _DeadlinePolicyEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     """Answer with DEADLINE_EXCEEDED."""
     DEADLINE_POLICY_UNIFORM: _DeadlinePolicy.ValueType  # 2
     """Select uniformly; the answer is marked `is_fallback`."""
+    DEADLINE_POLICY_WAIT: _DeadlinePolicy.ValueType  # 3
+    """Answer with UNAVAILABLE: the client asks again, and is served with the
+    weights of then.
+    """
 
 class DeadlinePolicy(_DeadlinePolicy, metaclass=_DeadlinePolicyEnumTypeWrapper):
     """What to do with a super-batch that could not be scored in time."""
@@ -123,6 +127,10 @@ DEADLINE_POLICY_RAISE: DeadlinePolicy.ValueType  # 1
 """Answer with DEADLINE_EXCEEDED."""
 DEADLINE_POLICY_UNIFORM: DeadlinePolicy.ValueType  # 2
 """Select uniformly; the answer is marked `is_fallback`."""
+DEADLINE_POLICY_WAIT: DeadlinePolicy.ValueType  # 3
+"""Answer with UNAVAILABLE: the client asks again, and is served with the
+weights of then.
+"""
 global___DeadlinePolicy = DeadlinePolicy
 
 @typing.final
