@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -169,6 +170,7 @@ class Judged:
     lost: int
     doubled: int
     different: int
+    changed: int
     backward: int
     differs_from_checkpoint: bool
 
@@ -189,11 +191,20 @@ def judge(trainer: Trainer, settings: RunSpec, answers: Sequence[Step]) -> Judge
         lost=sum(step not in history for step in trained),
         doubled=abs(checkpoint["loader"]["step"] - checkpoint["trained"]),
         different=sum(differs(settings, trainer.rank, answer) for answer in given),
+        changed=_changed(given),
         backward=sum(
             (after.version or 0) < (before.version or 0) for life in lives for before, after in itertools.pairwise(life)
         ),
         differs_from_checkpoint=told != checkpoint["history"],
     )
+
+
+def _changed(answers: Sequence[Step]) -> int:
+    """How many steps were answered again, after a kill, and otherwise though by the same weights."""
+    given: dict[tuple[int, int | None], set[tuple[str | None, int | None]]] = defaultdict(set)
+    for answer in answers:
+        given[answer.step, answer.version].add((answer.indices, answer.learner_step))
+    return sum(len(different) > 1 for different in given.values())
 
 
 def _lives(answers: Sequence[Step]) -> list[list[Step]]:
@@ -286,6 +297,7 @@ def _figures(record: Record, judged: Sequence[Judged], pushes: Sequence[dict[str
         Figure("steps lost", sum(one.lost for one in judged), "", 0),
         Figure("steps doubled", sum(one.doubled for one in judged), "", 0),
         Figure("answers that differ from the undisturbed run", sum(one.different for one in judged), "", 0),
+        Figure("steps answered again, and otherwise, by the same weights", sum(one.changed for one in judged), "", 0),
         Figure(
             "histories that differ from their checkpoint", sum(one.differs_from_checkpoint for one in judged), "", 0
         ),

@@ -15,7 +15,8 @@ from tests.ray.candidates import COUNT, state, super_batch
 from tests.reliability.reference_run import differs, learner_of, settings_of
 from tests.reliability.traffic import Record, Traffic
 
-TIMEOUT_S = 120.0
+_READY_S = 120.0
+_JOIN_S = 60.0
 _UPDATE_S = 0.1
 _PUSH_EVERY_S = 1.0
 _RUN_ID = "steady"
@@ -49,12 +50,15 @@ class Load:
 
 @contextmanager
 def steady_load(target: str, trainers: int) -> Iterator[Load]:
-    """Selects with `trainers` ranks of one run, and pushes its learner, until the end of the block."""
+    """Selects with `trainers` ranks of one run, and pushes its learner, until the end of the block.
+
+    All with the time-outs that the client has by default, but what makes the run ready.
+    """
     with ExitStack() as stack:
-        clients = [stack.enter_context(SelectionClient(target, timeout_s=TIMEOUT_S)) for _ in range(trainers + 1)]
+        clients = [stack.enter_context(SelectionClient(target)) for _ in range(trainers + 1)]
         pushed = clients[0].create_run(settings_of(_RUN_ID))
-        pushed.push_reference(state("reference"))
-        pushed.push_weights(learner_of(0), step=0)
+        pushed.push_reference(state("reference"), timeout_s=_READY_S)
+        pushed.push_weights(learner_of(0), step=0, timeout_s=_READY_S)
         runs = [client.create_run(settings_of(_RUN_ID)) for client in clients[1:]]
         stop = threading.Event()
         traffic = Traffic([partial(_select, run, rank, stop) for rank, run in enumerate(runs)])
@@ -66,7 +70,7 @@ def steady_load(target: str, trainers: int) -> Iterator[Load]:
                 yield load
             finally:
                 stop.set()
-                pushing.join(TIMEOUT_S)
+                pushing.join(_JOIN_S)
 
 
 def _select(run: Run, rank: int, stop: threading.Event, step: int) -> Selection:

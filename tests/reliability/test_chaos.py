@@ -42,7 +42,7 @@ def right() -> list[Step]:
 
 def test_a_trainer_that_went_back_to_its_checkpoint_is_found_right(tmp_path: Path, right: list[Step]) -> None:
     judged = chaos.judge(_trainer(tmp_path, right), SETTINGS, [*right[:3], *right[1:]])
-    assert judged == chaos.Judged(4, 0, 0, 0, 0, differs_from_checkpoint=False)
+    assert judged == chaos.Judged(4, 0, 0, 0, 0, 0, differs_from_checkpoint=False)
 
 
 def test_a_step_that_was_never_answered_is_lost(tmp_path: Path, right: list[Step]) -> None:
@@ -59,6 +59,19 @@ def test_an_answer_of_other_weights_than_it_names_differs(tmp_path: Path, right:
     wrong = replace(right[2], learner_step=1)
     judged = chaos.judge(_trainer(tmp_path, right), SETTINGS, [*right[:2], wrong, right[3]])
     assert judged.different == 1
+
+
+def test_a_step_answered_otherwise_after_a_kill_is_changed_unless_other_weights_were_used(
+    tmp_path: Path, right: list[Step]
+) -> None:
+    def changed(again: Step) -> int:
+        return chaos.judge(_trainer(tmp_path, right), SETTINGS, [*right, again]).changed
+
+    otherwise = digest_of(indices(SETTINGS, 2, 0, 1))
+    assert changed(replace(right[2], indices=otherwise)) == 1
+    assert changed(replace(right[2], indices=otherwise, learner_step=1)) == 1
+    assert changed(replace(right[2], indices=otherwise, learner_step=1, version=2)) == 0
+    assert changed(right[2]) == 0
 
 
 def test_a_version_that_goes_back_within_one_life_is_counted(tmp_path: Path) -> None:

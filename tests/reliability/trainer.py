@@ -26,7 +26,6 @@ from tests.reliability.reference_run import chained, settings_of
 from tests.reliability.traffic import Step, answered, append
 
 STEPS_PER_CHECKPOINT = 5
-TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class SuperBatches:
 
 
 def train(trainer: Trainer, client: SelectionClient, stop: threading.Event) -> None:
-    """Trains from the last checkpoint on.
+    """Trains from the last checkpoint on, with the time-outs that the client has by default.
 
     Raises:
         PreceptorError: a selection failed.
@@ -96,7 +95,6 @@ def train(trainer: Trainer, client: SelectionClient, stop: threading.Event) -> N
         COUNT,
         start_step=0,
         rank=trainer.rank,
-        timeout_s=TIMEOUT_S,
     )
     state: dict[str, Any] = {"loader": None, "trained": 0, "history": ""}
     if trainer.checkpoint.exists():
@@ -135,7 +133,7 @@ def main(trainer: Trainer) -> None:
 
     threading.Thread(target=wait_for_end, daemon=True).start()
     torch.set_num_threads(1)
-    with SelectionClient(trainer.target, timeout_s=TIMEOUT_S) as client:
+    with SelectionClient(trainer.target) as client:
         while not stop.is_set():
             began = time.monotonic()
             try:
