@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -33,15 +34,21 @@ from preceptor_service.reference_losses import ReferenceLosses
 from preceptor_service.runs import ActiveRun, Pinned, RunRegistry
 from preceptor_service.schedule import count_by_score
 from preceptor_service.scoring.hedging import Hedging
-from preceptor_service.scoring.pool import Losses, MicroBatch, ScorerLostError, ScorerPool, ScoringModels
+from preceptor_service.scoring.pool import (
+    Losses,
+    MicroBatch,
+    ScorerFailedError,
+    ScorerLostError,
+    ScorerPool,
+    ScoringModels,
+)
+from preceptor_service.scoring.rescoring import Rescoring
 from preceptor_service.selected import Arrived, FallbackReason, Scored, Selected, Stages
 from preceptor_service.super_batch import SuperBatch, decode
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_RESCORE_WAITS_S = (0.0, 0.1, 0.3, 1.0, 1.0)
-"""Pauses after each try of one micro-batch. One that kills every scorer it meets must not go on for ever."""
 _NOTHING = np.empty(0, np.float32)
 _LEAST_CHARGE_BYTES = 1024 * 1024
 """What a small micro-batch counts as, or 1/64 of the budget: many tiny ones keep a scorer busy, too."""
@@ -115,6 +122,7 @@ class Pipeline:
             NonFiniteScoresError: fewer finite scores than `sub_batch_size`.
             DeadlineExceededError: not scored in time, and the run does not fall back.
             ScorersUnavailableError: scorers were lost again and again, and the run does not fall back.
+            ResourceExhaustedError, InternalError: scorers failed again and again, and the run does not fall back.
             PreceptorError: of a co-trained run, also as `CoTrainer.hand_out`.
         """
         stages = Stages()
@@ -122,7 +130,8 @@ class Pipeline:
             return given
         super_batch = await self._decoded(run, arrived, stages)
         _check_size(draw, super_batch)
-        selected = await self._selected(run, pinned, super_batch, arrived.deadline, draw, stages)
+        with _failures_answered():
+            selected = await self._selected(run, pinned, super_batch, arrived.deadline, draw, stages)
         if run.co_trainer is not None:
             selected = await handed_out(run, run.co_trainer, selected, super_batch, arrived, draw)
         return selected
@@ -142,7 +151,7 @@ class Pipeline:
             if run.co_trainer is not None:
                 pinned = await self._runs.co_trained(run.co_trainer, run, draw.step, deadline)
             scored = await self._scored_in_time(run, pinned, super_batch, deadline, stages)
-        except (DeadlineExceededError, ScorersUnavailableError) as error:
+        except (DeadlineExceededError, ScorersUnavailableError, ScorerFailedError) as error:
             if run.spec.on_deadline != "uniform":
                 raise
             reason: FallbackReason = "deadline" if isinstance(error, DeadlineExceededError) else "scorers"
@@ -156,10 +165,12 @@ class Pipeline:
             InvalidSuperBatchError: the body does not fit the run.
             DeadlineExceededError: not scored in time.
             ScorersUnavailableError: scorers were lost again and again.
+            ResourceExhaustedError, InternalError: they failed again and again.
         """
         stages = Stages()
         super_batch = await self._decoded(run, arrived, stages)
-        return await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages), stages
+        with _failures_answered():
+            return await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages), stages
 
     async def score_by_id(
         self, run: ActiveRun, pinned: Pinned, arrived: Arrived
@@ -171,7 +182,9 @@ class Pipeline:
         stages = Stages()
         super_batch = await self._decoded(run, arrived, stages)
         ids, contents = await self._in_thread(_named, super_batch)
-        return await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages), ids, contents, stages
+        with _failures_answered():
+            scored = await self._scored_in_time(run, pinned, super_batch, arrived.deadline, stages)
+        return scored, ids, contents, stages
 
     async def _decoded(self, run: ActiveRun, arrived: Arrived, stages: Stages) -> SuperBatch:
         started = time.perf_counter()
@@ -242,26 +255,24 @@ class Pipeline:
     async def _losses_of_one(
         self, models: ScoringModels, micro_batch: MicroBatch, deadline: float, stages: Stages
     ) -> Losses:
-        """Scores one micro-batch; where its scorer is lost, hangs or is too slow, again and elsewhere."""
-        for wait_s in _RESCORE_WAITS_S:
+        """Scores one micro-batch; where its scorer is lost, fails, hangs or is too slow, again and elsewhere."""
+        rescoring = Rescoring(micro_batch)
+        while True:
             queued = time.perf_counter()
             async with self._in_flight.hold(self._charge(micro_batch), models.run_id):
                 called = time.perf_counter()
                 stages.wait_s += called - queued
                 try:
                     async with asyncio.timeout(self._micro_batch_timeout_s):
-                        ask = partial(self._pool.losses, models, micro_batch)
+                        ask = partial(self._pool.losses, models, rescoring.micro_batch)
                         losses, asked = await self._hedging.first(ask, deadline)
                     stages.rescored_micro_batches += asked - 1
                     stages.count(models, micro_batch, losses, time.perf_counter() - called)
                     return losses
-                except (ScorerLostError, TimeoutError):
+                except (ScorerLostError, TimeoutError) as error:
                     stages.rescored_micro_batches += 1
-            await asyncio.sleep(wait_s)
-        raise ScorersUnavailableError(
-            f"{len(_RESCORE_WAITS_S)} scorers were lost with the same {micro_batch.row_count} candidates; look for a "
-            "scorer that is out of memory"
-        )
+                    pause_s = rescoring.pause_s(error)
+            await asyncio.sleep(pause_s)
 
     async def _drawn(
         self,
@@ -295,6 +306,15 @@ class _Known:
 
     losses: NDArray[np.float32]
     found: NDArray[np.bool_]
+
+
+@contextmanager
+def _failures_answered() -> Iterator[None]:
+    """Within it scorers that failed to the last are answered with what the last one says."""
+    try:
+        yield
+    except ScorerFailedError as error:
+        raise error.answer from None  # why is in the scorers' log
 
 
 def _looked_up(table: ReferenceLosses, super_batch: SuperBatch, stages: Stages) -> _Known:

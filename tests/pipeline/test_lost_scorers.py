@@ -9,7 +9,14 @@ import pytest
 
 from preceptor import RunSpec
 from preceptor.batches import encode
-from preceptor.errors import ScorersUnavailableError
+from preceptor.errors import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidRunError,
+    PreceptorError,
+    ResourceExhaustedError,
+    ScorersUnavailableError,
+)
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.columns import ColumnSpec
 from preceptor_service.drawing import Draw
@@ -25,7 +32,9 @@ from preceptor_service.scoring.pool import (
     Losses,
     MicroBatch,
     ModelRef,
+    ScorerFailedError,
     ScorerLostError,
+    ScorerUnreachableError,
     ScoringModels,
     Trained,
     Training,
@@ -38,15 +47,16 @@ MODELS = ScoringModels("fragile", "classification", ModelRef("small_cnn", "{}", 
 
 
 class FragilePool:
-    """Loses its scorer the first `losses_before` times, then gives the label as the loss."""
+    """Raises `error` the first `losses_before` times, then gives the label as the loss."""
 
-    def __init__(self, losses_before: int) -> None:
+    def __init__(self, losses_before: int, error: Exception) -> None:
         self.left = losses_before
+        self.error = error
 
     async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
         if self.left:
             self.left -= 1
-            raise ScorerLostError("killed")
+            raise self.error
         labels = batch.columns["label"][: batch.row_count].astype(np.float32)
         return Losses(labels, None, forward_s=0.0, load_s=0.0)
 
@@ -70,7 +80,7 @@ class NoRuns(RunRegistry):
         pass
 
 
-def select(losses_before: int, **settings: str) -> Selected:
+def select(losses_before: int, error: Exception | None = None, deadline_s: float = 30, **settings: str) -> Selected:
     async def scenario() -> Selected:
         spec = RunSpec("fragile", model="small_cnn", score="hard_learner", selector="top_k", **settings)  # type: ignore[arg-type]
         run = ActiveRun(
@@ -78,13 +88,13 @@ def select(losses_before: int, **settings: str) -> Selected:
             (ColumnSpec("label", "int64"),),
             SCORE_RULES[spec.score],
             SELECTORS[spec.selector],
-            deadline_s=30,
+            deadline_s=deadline_s,
         )
         budget = ByteBudget(1 << 20)
-        pipeline = Pipeline(
-            NoRuns(), FragilePool(losses_before), budget, micro_batch_timeout_s=5, hedging=Hedging(None)
-        )
-        arrived = Arrived(bytes(encode({"label": LABELS}).body), 10, asyncio.get_running_loop().time() + 30)
+        pool = FragilePool(losses_before, error or ScorerLostError("killed"))
+        pipeline = Pipeline(NoRuns(), pool, budget, micro_batch_timeout_s=5, hedging=Hedging(None))
+        deadline = asyncio.get_running_loop().time() + deadline_s
+        arrived = Arrived(bytes(encode({"label": LABELS}).body), 10, deadline)
         try:
             return await pipeline.select(run, Pinned(MODELS, None, None, False), arrived, Draw(4, 0, 3))
         finally:
@@ -112,3 +122,38 @@ def test_they_fall_back_where_the_run_says_so() -> None:
     assert selected.is_fallback
     noise = uniforms(0, "fragile", 4, 0, 10)
     assert selected.indices.tolist() == uniform(np.zeros(10, np.float32), 3, noise, SelectorSettings()).tolist()
+
+
+@pytest.mark.parametrize("kind", [InternalError, ResourceExhaustedError])
+def test_a_scorer_that_lives_and_fails_costs_another_try_and_no_answer(kind: type[PreceptorError]) -> None:
+    selected = select(losses_before=2, error=ScorerFailedError(kind("broken")))
+    assert not selected.is_fallback
+    assert selected.stages.rescored_micro_batches == 2
+
+
+@pytest.mark.parametrize("kind", [InternalError, ResourceExhaustedError])
+def test_where_all_scorers_fail_what_they_say_is_the_answer(kind: type[PreceptorError]) -> None:
+    with pytest.raises(kind, match="broken"):
+        select(losses_before=5, error=ScorerFailedError(kind("broken")))
+
+
+def test_where_all_scorers_fail_the_run_falls_back_where_it_says_so() -> None:
+    selected = select(losses_before=5, error=ScorerFailedError(InternalError("broken")), on_deadline="uniform")
+    assert selected.fallback == "scorers"
+
+
+def test_what_every_scorer_would_answer_is_asked_once_and_no_reason_to_fall_back() -> None:
+    with pytest.raises(InvalidRunError):
+        select(losses_before=1, error=InvalidRunError("no such setting"), on_deadline="uniform")
+
+
+def test_scorers_that_are_cut_off_are_waited_for_while_there_is_time() -> None:
+    selected = select(losses_before=9, error=ScorerUnreachableError("cut off"), on_deadline="uniform")
+    assert not selected.is_fallback
+
+
+def test_scorers_that_stay_cut_off_are_waited_for_until_the_deadline() -> None:
+    with pytest.raises(DeadlineExceededError):
+        select(losses_before=1000, error=ScorerUnreachableError("cut off"), deadline_s=0.5)
+    selected = select(1000, ScorerUnreachableError("cut off"), deadline_s=0.5, on_deadline="uniform")
+    assert selected.fallback == "deadline"

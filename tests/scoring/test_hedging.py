@@ -12,11 +12,12 @@ import pytest
 
 from preceptor.errors import InvalidSuperBatchError
 from preceptor_service.scoring.hedging import Hedging
-from preceptor_service.scoring.pool import Losses, ScorerLostError
+from preceptor_service.scoring.pool import Losses, ScorerLostError, ScorerUnreachableError
 
 AFTER_S = 0.01
 ENOUGH_S = 20.0
 NEVER = math.inf
+DIED, CUT_OFF = ScorerLostError("killed"), ScorerUnreachableError("cut off")
 
 
 def losses(value: float) -> Losses:
@@ -114,6 +115,25 @@ def test_when_all_that_were_asked_are_lost_it_says_so() -> None:
     async def scenario() -> None:
         with pytest.raises(ScorerLostError):
             await Hedging(AFTER_S).first(Scorers(ScorerLostError("killed")).ask, NEVER)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("errors", [[DIED, CUT_OFF], [CUT_OFF, DIED]], ids=["the first held it", "the second held it"])
+def test_of_two_that_are_lost_the_one_that_held_the_micro_batch_is_told(errors: list[ScorerLostError]) -> None:
+    async def scenario() -> None:
+        left, both = errors.copy(), asyncio.Event()
+
+        async def ask() -> Losses:
+            error = left.pop(0)
+            if not left:
+                both.set()
+            await both.wait()
+            raise error
+
+        with pytest.raises(ScorerLostError) as raised:
+            await Hedging(AFTER_S).first(ask, NEVER)
+        assert raised.value is DIED
 
     run(scenario)
 

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import threading
 from pathlib import Path
 
 import pytest
 
-from preceptor.errors import ScorersUnavailableError, WeightsNotFoundError
+from preceptor.errors import (
+    InternalError,
+    OverloadedError,
+    PreceptorError,
+    ResourceExhaustedError,
+    ScorersUnavailableError,
+    TooLargeError,
+    UnavailableError,
+    WeightsNotFoundError,
+)
 from preceptor_service.scoring.in_process import InProcessPool
-from preceptor_service.scoring.pool import LoadReport, ModelRef, ScorerPool
+from preceptor_service.scoring.pool import (
+    LoadReport,
+    Losses,
+    MicroBatch,
+    ModelRef,
+    ScorerFailedError,
+    ScorerLostError,
+    ScorerPool,
+    ScoringModels,
+)
 from tests.scoring.engines import Bench, digits, models
 
 PATIENCE_S = 20.0
@@ -126,6 +145,66 @@ def test_a_load_that_fails_is_counted_and_logged_and_raised_when_scoring(
 
     asyncio.run(score())
     assert "run run: weights are not loaded" in caplog.text
+
+
+def raised_by_a_pool_whose_engine_raises(bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception) -> Exception:
+    def losses(models: ScoringModels, batch: MicroBatch) -> Losses:
+        raise error
+
+    ref, _ = bench.small_cnn(1)
+    monkeypatch.setattr(bench.engine, "losses", losses)
+
+    async def score() -> None:
+        pool = InProcessPool(bench.engine)
+        try:
+            await pool.losses(models(ref, None), digits(0))
+        finally:
+            await pool.close()
+
+    with pytest.raises((PreceptorError, ScorerLostError)) as raised:
+        asyncio.run(score())
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        OSError(errno.EIO, "a secret path"),
+        OSError(errno.ESTALE, "a secret path"),
+        FileNotFoundError(errno.ENOENT, "a secret path"),
+    ],
+    ids=["device", "EIO", "ESTALE", "ENOENT"],
+)
+def test_what_is_not_ours_is_a_failure_of_this_scorer_whose_cause_only_its_log_names(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    raised = raised_by_a_pool_whose_engine_raises(bench, monkeypatch, error)
+    assert isinstance(raised, ScorerFailedError)
+    assert isinstance(raised.answer, InternalError)
+    assert "its log says why" in str(raised.answer)
+    assert str(error) not in str(raised)
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+
+
+@pytest.mark.parametrize("kind", [ResourceExhaustedError, OverloadedError, UnavailableError, InternalError])
+def test_memory_and_store_are_a_scorers_own_and_what_it_says_of_them_stays_the_answer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: type[PreceptorError]
+) -> None:
+    error = kind("lower scorer.micro_batch_rows")
+    raised = raised_by_a_pool_whose_engine_raises(bench, monkeypatch, error)
+    assert isinstance(raised, ScorerFailedError)
+    assert raised.answer is error
+
+
+@pytest.mark.parametrize("kind", [TooLargeError, WeightsNotFoundError])
+def test_what_every_scorer_would_answer_is_the_answer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: type[PreceptorError]
+) -> None:
+    error = kind("of the request")
+    assert raised_by_a_pool_whose_engine_raises(bench, monkeypatch, error) is error
 
 
 def test_a_closed_pool_says_so(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from statistics import median
 from typing import Any
 
-from preceptor_service.scoring.pool import Losses, ScorerLostError
+from preceptor_service.scoring.pool import Losses, ScorerLostError, ScorerUnreachableError
 
 _TIMES_THE_MEDIAN = 4.0
 _REMEMBERED = 16
@@ -50,10 +50,11 @@ class Hedging:
             deadline: when the answer is of no use any more, on the event loop's clock.
 
         Raises:
-            ScorerLostError: every scorer that was asked was lost.
+            ScorerLostError: every scorer that was asked was lost; told is one that held the micro-batch, if any did.
             Exception: what the first attempt raised that raised anything else.
         """
         attempts: dict[asyncio.Task[Losses], float] = {}
+        lost: ScorerLostError | None = None
         try:
             attempts[asyncio.create_task(ask())] = time.perf_counter()
             asked = 1
@@ -66,10 +67,11 @@ class Hedging:
                     began = attempts.pop(attempt)
                     try:
                         losses = attempt.result()
-                    except ScorerLostError:
+                    except ScorerLostError as error:
+                        lost = error if lost is None or isinstance(lost, ScorerUnreachableError) else lost
                         if attempts:
                             continue
-                        raise
+                        raise lost from None
                     self._answered(time.perf_counter() - began - losses.load_s)
                     return losses, asked
                 if not done and self._left >= 1:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 from preceptor.errors import PreceptorError, ScorersUnavailableError
 from preceptor_service.scoring.engine import ScoringEngine
+from preceptor_service.scoring.failures import failure, is_of_one_scorer
 from preceptor_service.scoring.pool import Deployed, LoadReport, Losses, MicroBatch, ScoringModels, Trained, Training
 
 T = TypeVar("T")
@@ -39,14 +41,16 @@ class InProcessPool:
 
         Raises:
             ScorersUnavailableError: the pool is closed.
+            ScorerFailedError: what went wrong is no fault of the micro-batch's, as far as one can tell.
             PreceptorError: as `ScoringEngine.losses`.
         """
         load_s = 0.0
-        if not self._engine.holds(models):
-            started = time.perf_counter()
-            await self._run(self._loading, lambda: self._engine.load(models))
-            load_s = time.perf_counter() - started
-        losses = await self._run(self._scoring, lambda: self._engine.losses(models, batch))
+        with _failures_told(models.run_id):
+            if not self._engine.holds(models):
+                started = time.perf_counter()
+                await self._run(self._loading, lambda: self._engine.load(models))
+                load_s = time.perf_counter() - started
+            losses = await self._run(self._scoring, lambda: self._engine.losses(models, batch))
         return replace(losses, load_s=load_s + losses.load_s)
 
     async def train(self, training: Training) -> Trained:
@@ -54,9 +58,11 @@ class InProcessPool:
 
         Raises:
             ScorersUnavailableError: the pool is closed.
+            ScorerFailedError: as `losses`.
             PreceptorError, FileNotFoundError: as `ScoringEngine.train`.
         """
-        return await self._run(self._training, lambda: self._engine.train(training))
+        with _failures_told(training.run_id, FileNotFoundError):
+            return await self._run(self._training, lambda: self._engine.train(training))
 
     async def load(self, models: ScoringModels) -> LoadReport:
         """Loads the models; see `ScorerPool.load`. What went wrong is logged, and raised when they score.
@@ -68,7 +74,7 @@ class InProcessPool:
             await self._run(self._loading, lambda: self._engine.load(models))
         except ScorersUnavailableError:
             raise
-        except PreceptorError as error:
+        except (PreceptorError, OSError, RuntimeError) as error:
             logger.warning("run %s: weights are not loaded: %s", models.run_id, error)
             return LoadReport(loaded=0, asked=1)
         return LoadReport(loaded=1, asked=1)
@@ -90,3 +96,16 @@ class InProcessPool:
         if self._is_closed:
             raise ScorersUnavailableError("the in-process scorer is closed; start the service again")
         return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+
+@contextmanager
+def _failures_told(run_id: str, *expected: type[Exception]) -> Iterator[None]:
+    """Within it what is this scorer's fault is a `ScorerFailedError`, so that another one is asked."""
+    try:
+        yield
+    except expected:
+        raise
+    except Exception as error:
+        if not is_of_one_scorer(error):
+            raise
+        raise failure(error, run_id) from error

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from preceptor.errors import InternalError
+from preceptor.errors import InternalError, ResourceExhaustedError
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.scoring.pool import ModelRef
 from preceptor_service.weight_store import WeightStore
@@ -49,6 +49,7 @@ class ModelLoader:
         Raises:
             WeightsNotFoundError: the store does not have the weights.
             InternalError: they are damaged, or do not fit the architecture.
+            ResourceExhaustedError: the device has too little memory for them.
         """
         path = self._weights.verify(ref.digest)
         module = copy.deepcopy(self._skeleton(ref.architecture, ref.config))
@@ -58,6 +59,11 @@ class ModelLoader:
             with stream, safe_open(path, framework="pt") as file:
                 module.load_state_dict({name: self._placed(file, name) for name in list(file.keys())}, assign=True)
                 module = module.to(self._device)
+        except torch.OutOfMemoryError as error:
+            raise ResourceExhaustedError(
+                f"weights {ref.digest} need more memory than the scorer has; use a smaller model or lower "
+                "scorer.model_bytes"
+            ) from error
         except (SafetensorError, RuntimeError) as error:
             raise InternalError(f"weights {ref.digest} cannot be loaded into {ref.architecture!r}: {error}") from error
         if self._stream is not None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preceptor.co_training import CoTraining
+from preceptor.errors import PreceptorError
 
 Measure = Literal["loss", "gradient_norm"]
 """What a scorer can compute of an example; the names of the methods of a task."""
@@ -72,11 +73,13 @@ class MicroBatch:
         columns: name → array `[rows, ...]`, read-only; rows is at most the run's `micro_batch_rows`.
         row_count: how many of those rows are candidates; the rest repeats the last one as padding.
         traceparent: the span that waits for the losses, as W3C trace context; None where it is not traced.
+        failed_at: names of scorers that failed with it, and are to leave it to others.
     """
 
     columns: Mapping[str, NDArray[np.generic]]
     row_count: int
     traceparent: str | None = None
+    failed_at: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -193,6 +196,24 @@ class ScorerLostError(Exception):
     """A scorer died or was cut off while it held a micro-batch; another one may score it."""
 
 
+class ScorerUnreachableError(ScorerLostError):
+    """No scorer took the micro-batch, so it is not to blame; one may later."""
+
+
+class ScorerFailedError(ScorerLostError):
+    """A scorer lives, and failed; another one may not.
+
+    Attributes:
+        answer: what is said where all of them fail.
+        scorer: its name; None where nobody gave it one.
+    """
+
+    def __init__(self, answer: PreceptorError) -> None:
+        super().__init__(answer)
+        self.answer = answer
+        self.scorer: str | None = None
+
+
 class ScorerPool(Protocol):
     """Scorers that turn micro-batches into losses."""
 
@@ -200,8 +221,8 @@ class ScorerPool(Protocol):
         """Scores one micro-batch on one scorer.
 
         Raises:
-            ScorerLostError: the scorer was lost; call again.
-            preceptor.errors.PreceptorError: the scorer answered with an error of ours.
+            ScorerLostError: the scorer was lost, or failed; call again.
+            preceptor.errors.PreceptorError: what every scorer would answer.
         """
         ...
 
@@ -209,9 +230,9 @@ class ScorerPool(Protocol):
         """Trains one block on one scorer, which reads it from the journal. Scoring goes on meanwhile.
 
         Raises:
-            ScorerLostError: the scorer was lost; call again.
+            ScorerLostError: the scorer was lost, or failed; call again.
             FileNotFoundError: a sub-batch of the block is not in the journal, any more.
-            preceptor.errors.PreceptorError: the scorer answered with an error of ours.
+            preceptor.errors.PreceptorError: what every scorer would answer.
         """
         ...
 

@@ -9,18 +9,26 @@ from collections.abc import Callable
 from typing import Any
 
 from ray import serve
-from ray.exceptions import ObjectLostError, RayActorError, RaySystemError, RayTaskError, WorkerCrashedError
-from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, RequestCancelledError
+from ray.exceptions import (
+    ActorUnavailableError,
+    LocalRayletDiedError,
+    RayError,
+    RayTaskError,
+    RpcError,
+)
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
-from preceptor.errors import PreceptorError, ScorersUnavailableError
+from preceptor.errors import PreceptorError
 from preceptor_service.byte_budget import ByteBudget
+from preceptor_service.scoring.failures import failure
 from preceptor_service.scoring.pool import (
     Deployed,
     LoadReport,
     Losses,
     MicroBatch,
     ScorerLostError,
+    ScorerUnreachableError,
     ScoringModels,
     Trained,
     Training,
@@ -32,7 +40,14 @@ _ANSWER_MARGIN_S = 5.0
 """A replica answers after its own load time-out; only one that hangs does not."""
 
 
-_LOST = (RayActorError, WorkerCrashedError, ObjectLostError, RaySystemError, RequestCancelledError)
+_UNREACHABLE = (
+    ActorUnavailableError,
+    DeploymentUnavailableError,
+    LocalRayletDiedError,
+    ReplicaUnavailableError,
+    RpcError,
+)
+"""What says that no scorer took the micro-batch, or that nobody knows; any other error of Ray, that one had it."""
 
 
 class _Parcel:
@@ -73,14 +88,15 @@ class RayPool:
         parcel = _Parcel(batch)
         response = self._scorers.losses.remote(models, parcel, (self._name, self._in_flight.waiting))
         try:
-            losses: Losses = await _answered(response)
+            losses: Losses = await _answered(response, models.run_id)
         finally:
             parcel.contents = None
         return losses
 
     async def train(self, training: Training) -> Trained:
         """Trains one block on one replica; see `ScorerPool.train`."""
-        trained: Trained = await _answered(self._scorers.train.remote(training))
+        response = self._scorers.train.remote(training)
+        trained: Trained = await _answered(response, training.run_id, FileNotFoundError)
         return trained
 
     async def load(self, models: ScoringModels) -> LoadReport:
@@ -89,7 +105,7 @@ class RayPool:
         try:
             async with asyncio.timeout(self._load_timeout_s + _ANSWER_MARGIN_S):
                 results = await response.results_async(return_exceptions=True)
-        except (TimeoutError, RayServeException, RayActorError) as error:
+        except (TimeoutError, RayServeException, RayError) as error:
             logger.warning("run %s: not every scorer loaded new weights: %r", models.run_id, error)
             return LoadReport(loaded=0, asked=0)
         reports = [result for result in results if isinstance(result, LoadReport)]
@@ -99,7 +115,7 @@ class RayPool:
         """Asks Serve's controller, which may hang; see `ScorerPool.deployed`."""
         try:
             status = serve.status()
-        except (RayServeException, RayActorError, RaySystemError) as error:
+        except (RayServeException, RayError) as error:
             logger.warning("Serve does not tell how many scorers there are: %r", error)
             return None
         application = status.applications.get(self._scorers.deployment_id.app_name)
@@ -116,18 +132,22 @@ class RayPool:
         """Does nothing: Serve owns the scorers."""
 
 
-async def _answered(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Any:
-    """Returns what a replica answers; its errors of ours as they are."""
+async def _answered(
+    response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any], run_id: str, *expected: type[Exception]
+) -> Any:
+    """Returns what a replica answers; its errors of ours, and those that are expected, as they are."""
     try:
         return await response
     except asyncio.CancelledError:
         response.cancel()
         raise
-    except DeploymentUnavailableError as error:
-        raise ScorersUnavailableError("the scorers are not deployed; the service is starting or failing") from error
-    except (*_LOST, RayServeException) as error:
-        raise ScorerLostError(str(error)) from error
+    except _UNREACHABLE as error:
+        raise ScorerUnreachableError("no scorer took it") from error  # not logged: that goes on until one does
     except RayTaskError as error:
-        if isinstance(error.cause, PreceptorError | FileNotFoundError):
-            raise error.cause from None
-        raise
+        cause: Exception = error.cause
+        if isinstance(cause, (PreceptorError, ScorerLostError, *expected)):
+            raise cause from None
+        raise failure(error, run_id) from error
+    except (RayError, RayServeException) as error:
+        logger.warning("run %s: a scorer was lost: %r", run_id, error)
+        raise ScorerLostError("a scorer was lost") from error
