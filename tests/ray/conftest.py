@@ -65,7 +65,10 @@ def service(
 @pytest.fixture(scope="session")
 def two_replicas(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A service of its own with two scorers, for tests that kill them."""
-    architectures = {"dawdler": "tests.service.mortal_service:dawdler"}
+    architectures = {
+        "dawdler": "tests.service.mortal_service:dawdler",
+        "breaking": "tests.ray.breaking:breaking",
+    }
     running = start("two-replicas", tmp_path_factory.mktemp("store"), name="mortal", architectures=architectures)
     yield running
     running.stop()

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from preceptor import Run, SelectionClient
+from preceptor import Run, RunSpec, SelectionClient
+from preceptor.errors import InternalError
 from preceptor_service.app import RunningService
 from tests.processes import pids_titled
+from tests.ray.breaking import broken
 from tests.ray.candidates import COUNT, SETTINGS, expected, ready_run, spec, state, super_batch
 from tests.service.mortal_service import began_at
 
@@ -78,6 +80,65 @@ def test_a_scorer_that_hangs_costs_no_answer_and_what_it_says_later_changes_none
             assert selection.indices.tolist() == expected(settings, step)
             assert not selection.is_fallback
         assert sum(selection.timings.rescored_micro_batches for selection in selections) >= 1
+
+
+def breaking_run(
+    client: SelectionClient, run_id: str, what: str, file: Path, **settings: object
+) -> tuple[RunSpec, Run]:
+    """A run whose scorers break once `file` is there, with both of them serving."""
+    model = {"model": "breaking", "model_config": {**SETTINGS, "file": str(file), "what": what}}
+    described = spec(run_id, **{"deadline_s": 30, **model, **settings})
+    run = ready_run(client, described)
+    wait_until_two_serve(run, "learner-1")
+    return described, run
+
+
+def test_a_scorer_whose_device_breaks_costs_no_answer_and_is_replaced(
+    two_replicas: RunningService, tmp_path: Path
+) -> None:
+    file = tmp_path / "broken"
+    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}", timeout_s=120) as client:
+        settings, run = breaking_run(client, "device", "device", file, on_deadline="uniform")
+        file.touch()
+        selections = [run.select(super_batch(step), COUNT, step=step) for step in range(12)]
+        lost = broken(file)
+        assert lost != os.getpid()
+        wait_until(lambda: lost not in pids_titled(SCORERS), "the end of the scorer without a device")
+        wait_until(lambda: len(pids_titled(SCORERS)) == 2, "another scorer")
+        selections += [run.select(super_batch(step), COUNT, step=step) for step in range(12, 18)]
+        for step, selection in enumerate(selections):
+            assert not selection.is_fallback
+            assert selection.indices.tolist() == expected(settings, step)
+        assert sum(selection.timings.rescored_micro_batches for selection in selections) >= 1
+
+
+def test_a_scorer_that_cannot_read_its_storage_costs_no_answer(two_replicas: RunningService, tmp_path: Path) -> None:
+    file = tmp_path / "broken"
+    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}", timeout_s=120) as client:
+        settings, run = breaking_run(client, "storage", "storage", file)
+        file.touch()
+        selections = [run.select(super_batch(step), COUNT, step=step) for step in range(12)]
+        assert broken(file) in pids_titled(SCORERS), "only a device is a reason for another scorer"
+        for step, selection in enumerate(selections):
+            assert selection.indices.tolist() == expected(settings, step)
+        assert sum(selection.timings.rescored_micro_batches for selection in selections) >= 1
+
+
+def test_a_model_that_fails_on_every_scorer_is_an_internal_error_and_no_scorer_is_replaced(
+    two_replicas: RunningService, tmp_path: Path
+) -> None:
+    file = tmp_path / "broken"
+    with SelectionClient(f"127.0.0.1:{two_replicas.ports.grpc}", timeout_s=120) as client:
+        settings, run = breaking_run(client, "code", "code", file)
+        scorers = pids_titled(SCORERS)
+        file.touch()
+        for step in range(3):  # longer than three of Serve's health checks take
+            with pytest.raises(InternalError, match="its log says why") as raised:
+                run.select(super_batch(step), COUNT, step=step)
+            assert "secret" not in str(raised.value)
+        assert pids_titled(SCORERS) == scorers
+        file.unlink()
+        assert run.select(super_batch(3), COUNT, step=3).indices.tolist() == expected(settings, 3)
 
 
 def test_a_restarted_scorer_is_asked_to_load_the_next_push(two_replicas: RunningService) -> None:

@@ -257,20 +257,61 @@ class TestRefusals:
         with pytest.raises(TooLargeError, match="a scorer may hold 1000"):
             bench.engine.load(models(ref, None))
 
-    def test_a_forward_pass_without_memory(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+            torch.OutOfMemoryError("CUDA out of memory."),
+            RuntimeError("CUDA error: out of memory"),
+        ],
+        ids=["CPU", "torch", "CUDA"],
+    )
+    def test_a_forward_pass_without_memory(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+    ) -> None:
         ref, _ = bench.small_cnn(1)
 
         def full(*_: object, **__: object) -> torch.Tensor:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+            raise error
 
         monkeypatch.setattr("preceptor_service.models.small_cnn.SmallCnn.forward", full)
         with pytest.raises(ResourceExhaustedError, match=r"16 rows.*micro_batch_rows"):
             bench.engine.losses(models(ref, None), digits(0))
 
+    def test_weights_without_memory(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        ref, _ = bench.small_cnn(1)
+
+        def full(*_: object, **__: object) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr("preceptor_service.scoring.loading.ModelLoader._placed", full)
+        with pytest.raises(ResourceExhaustedError, match=r"scorer\.model_bytes"):
+            bench.engine.load(models(ref, None))
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
     def test_a_gpu_that_is_not_there(self, bench: Bench) -> None:
         with pytest.raises(ValueError, match="torch finds no GPU"):
             ScoringEngine(bench.store, bench.registry, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("error", "works"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+    ],
+    ids=["gone", "full"],
+)
+def test_a_device_that_computes_nothing_is_told_from_one_that_is_full(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, works: bool
+) -> None:
+    assert bench.engine.device_works()
+
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(torch, "ones", fail)
+    assert bench.engine.device_works() is works
 
 
 def test_auto_takes_what_there_is(bench: Bench) -> None:

@@ -32,6 +32,8 @@ from preceptor_service.tasks import Task, task_named
 from preceptor_service.weight_store import WeightStore
 
 _TURN_TIMEOUT_S = 60.0
+_NO_MEMORY = ("allocate memory", "CUDA error: out of memory")
+"""What a plain RuntimeError says: on a CPU; on a GPU where CUDA itself finds no room."""
 
 
 class ScoringEngine:
@@ -71,6 +73,15 @@ class ScoringEngine:
     def device(self) -> str:
         """Where models run: `"cpu"` or `"cuda"`."""
         return self._device.type
+
+    def device_works(self) -> bool:
+        """Tells whether the device computes: after some errors a GPU never does again, in this process. Blocking."""
+        try:
+            return float(torch.ones(8, device=self._device).sum()) == 8.0
+        except torch.OutOfMemoryError:
+            return True
+        except RuntimeError:
+            return False
 
     def loaded(self) -> tuple[ModelRef, ...]:
         """Returns the models held now, least recently used first."""
@@ -175,8 +186,8 @@ def _out_of_memory(batch: MicroBatch) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # On a CPU torch raises a plain RuntimeError.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        is_known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_known and not any(text in str(error) for text in _NO_MEMORY):
             raise
         raise ResourceExhaustedError(
             f"a forward pass of {batch.rows} rows needs more memory than the scorer has; "

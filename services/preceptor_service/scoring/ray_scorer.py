@@ -19,6 +19,7 @@ from preceptor_service.scoring.in_process import InProcessPool
 from preceptor_service.scoring.pool import LoadReport, Losses, MicroBatch, ModelRef, ScoringModels, Trained, Training
 from preceptor_service.scoring.ray_autoscaling import POLICY, GatewayLoad
 from preceptor_service.scoring.run_models import load_committed
+from preceptor_service.scoring.scorer_health import ScorerHealth
 from preceptor_service.tracing import Tracing, start_tracing
 from preceptor_service.weight_store import WeightStore
 
@@ -47,6 +48,7 @@ class Scorer:
         self._engine = engine
         self._tracing = start_tracing(config.tracing)
         self._pool = self._tracing.scorer_pool(InProcessPool(engine), engine.device, _replica_id)
+        self._health = ScorerHealth(_replica_id, engine.device_works)
         self._load_timeout_s = config.scorer.load_timeout_s
         self._gateway_load = GatewayLoad()
         methods = MethodRegistry(config.rules, config.selectors)
@@ -58,11 +60,17 @@ class Scorer:
         `waiting` names the gateway, and how many more micro-batches wait there.
         """
         self._gateway_load.note(*waiting)
-        return await self._pool.losses(models, batch)
+        async with self._health.watching(batch.failed_at):
+            return await self._pool.losses(models, batch)
 
     async def train(self, training: Training) -> Trained:
         """Trains one block of a run's online model; see `ScorerPool.train`."""
-        return await self._pool.train(training)
+        async with self._health.watching():
+            return await self._pool.train(training)
+
+    async def check_health(self) -> None:
+        """Raises where the device computes nothing any more; after three times Serve replaces this replica."""
+        self._health.check()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tells Serve's controller, which asks now and then, what `scorers_for_load` needs."""
