@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from preceptor.batches import EXAMPLE_ID
+from preceptor.quoting import quoted
 
 METADATA = b"preceptor.reference_losses"
 """Key of the schema's metadata under which a table says, as JSON, what it was made from."""
@@ -127,7 +128,7 @@ def _check_rising(path: Path, ids: Any) -> None:
     before, after = ids.slice(0, len(ids) - 1), ids.slice(1)
     row = pc.index(pc.less_equal(after, before), pa.scalar(True)).as_py()
     if row >= 0:
-        follows = f"{after[row].as_py()!r} in row {row + 1} follows {before[row].as_py()!r}"
+        follows = f"{quoted(after[row].as_py())} in row {row + 1} follows {quoted(before[row].as_py())}"
         raise _changed(path, f"ids must rise and be different, and {follows}")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preceptor.errors import InternalError, InvalidRunError
+from preceptor.quoting import quoted
 from preceptor_service import scores, selectors
 from preceptor_service.own_functions import imported
 from preceptor_service.scores import MEASURED, ScoreRule
@@ -80,7 +81,7 @@ class MethodRegistry:
 
 def _named(setting: str, name: str, known: Mapping[str, Method]) -> Method:
     if name not in known:
-        raise InvalidRunError(f"{setting} is {name[:64]!r}; choose one of {sorted(known)}")
+        raise InvalidRunError(f"{setting} is {quoted(name)}; choose one of {sorted(known)}")
     return known[name]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preceptor.errors import InternalError, InvalidRunError, InvalidWeightsError, NotFoundError
+from preceptor.quoting import brief, quoted, shortened
 from preceptor.runs import RunSpec, config_from_proto
 from preceptor.v1 import weights_pb2
 from preceptor_service.loss_identity import plain, preprocessing_of
@@ -54,7 +55,7 @@ def usage_on(card: weights_pb2.ReferenceCard, registry: ArchitectureRegistry) ->
     try:
         settings = registry.settings(card.model.architecture, config_from_proto(card.model))
     except (ValueError, InvalidRunError) as error:
-        raise InvalidWeightsError(f"the reference's card cannot be used: {error}") from error
+        raise InvalidWeightsError(f"the reference's card cannot be used: {brief(error)}") from error
     columns = [(column.name, column.element_type, list(column.shape)) for column in card.columns]
     image = {"input_dtype": card.image.input_dtype, "mean": list(card.image.mean), "std": list(card.image.std)}
     described = image if card.HasField("image") else None
@@ -69,10 +70,10 @@ def check_card(usage: Usage, card: weights_pb2.ReferenceCard, run_id: str, regis
     """
     trained = usage_on(card, registry)
     for name in usage.differences(trained):
-        there, here = (_shown(side.values.get(name)) for side in (trained, usage))
+        there, here = (quoted(side.values.get(name)) for side in (trained, usage))
         raise InvalidWeightsError(
-            f"the reference's card says {name} {there}, and run {run_id!r} uses its reference with {here}; create a "
-            "run with task, reference_model and reference_model_config as on the card"
+            f"the reference's card says {shortened(name)} {there}, and run {run_id!r} uses its reference with {here}; "
+            "create a run with task, reference_model and reference_model_config as on the card"
         )
 
 
@@ -142,8 +143,3 @@ def _usage(
             **{f"preprocessing.{name}": plain(image[name]) for name in _OF_IMAGES if image is not None},
         }
     )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:80] + "…"

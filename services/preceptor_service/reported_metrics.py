@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from preceptor.errors import InvalidMetricsError, ResourceExhaustedError, RunNotFoundError, UnavailableError
+from preceptor.quoting import quoted
 from preceptor_service.run_store import RunRecord, RunStore
 from preceptor_service.storage import Storage
 from preceptor_service.weight_staging import disk_errors
@@ -134,7 +135,7 @@ def check_values(step: int, values: Mapping[str, float]) -> None:
         raise InvalidMetricsError(f"{len(values)} metrics were reported at once; give 1 to {MAX_NAMES}")
     for name, value in values.items():
         if not _NAME.fullmatch(name):
-            raise InvalidMetricsError(f"a metric is named {name[:80]!r}; names match {_NAME.pattern}")
+            raise InvalidMetricsError(f"a metric is named {quoted(name)}; names match {_NAME.pattern}")
         if not math.isfinite(value):
             raise InvalidMetricsError(f"metric {name!r} is {value} at step {step}; report finite numbers")
 

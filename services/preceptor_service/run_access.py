@@ -9,6 +9,7 @@ from preceptor.errors import (
     RunNotFoundError,
     UnavailableError,
 )
+from preceptor.quoting import quoted
 from preceptor_service.access.caller import Caller, Role
 from preceptor_service.run_store import RunStore
 from preceptor_service.spec_checks import RUN_ID
@@ -52,7 +53,7 @@ class RunAccess:
         if caller.may(role, run_id, owner) or (not exists and caller.may("create", run_id, None)):
             return
         raise PermissionDeniedError(
-            f"{caller.identity} has no role {role!r} on run {run_id[:64]!r}; its creator has it, "
+            f"{caller.identity} has no role {role!r} on run {quoted(run_id)}; its creator has it, "
             "to others the operator grants it in the access file"
         )
 
@@ -68,7 +69,7 @@ class RunAccess:
             return
         exists, owner = self._owner(run_id)
         if exists and not caller.may("score", run_id, owner):
-            raise PermissionDeniedError(f"run {run_id[:64]!r} belongs to somebody else; choose another run_id")
+            raise PermissionDeniedError(f"run {quoted(run_id)} belongs to somebody else; choose another run_id")
         if not exists:
             self._check_new(caller, run_id)
         if reference_digest is not None and not caller.is_admin_of_all:
@@ -79,7 +80,7 @@ class RunAccess:
     def _check_new(self, caller: Caller, run_id: str) -> None:
         if not caller.may("create", run_id, None):
             raise PermissionDeniedError(
-                f"{caller.identity} may not create run {run_id[:64]!r}; "
+                f"{caller.identity} may not create run {quoted(run_id)}; "
                 "the operator grants the role 'create' on patterns of run ids in the access file"
             )
         owned = sum(self._owner(other)[1] == caller.identity for other in self._run_store.list())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
 
 from preceptor.errors import InternalError, RunExistsError, RunNotFoundError, UnavailableError
+from preceptor.quoting import quoted, shortened
 from preceptor.runs import RunSpec, spec_from_proto, spec_to_proto
 from preceptor.v1 import run_pb2
 from preceptor_service.config import WeightsConfig
@@ -143,9 +145,27 @@ def parse_record(content: bytes) -> RunRecord:
 
 
 def _difference(stored: RunSpec, asked: RunSpec) -> str:
+    before, after = _settings(stored), _settings(asked)
     changed = ", ".join(
-        f"{name} is {value!r}, asked for {getattr(asked, name)!r}"
-        for name, value in vars(stored).items()
-        if value != getattr(asked, name)
+        f"{name} is {_value(before, name)}, asked for {_value(after, name)}"
+        for name in {**before, **after}
+        if name not in before or name not in after or before[name] != after[name]
     )
     return f"run {stored.run_id!r} exists with other settings: {changed}; choose another run_id or delete the run"
+
+
+def _settings(spec: RunSpec) -> dict[str, object]:
+    """Returns every setting by name, those of a model and the like one by one."""
+    settings: dict[str, object] = {}
+    for name, value in vars(spec).items():
+        inner = vars(value) if is_dataclass(value) else value
+        settings |= (
+            {f"{name}.{shortened(one)}": each for one, each in inner.items()}
+            if isinstance(inner, Mapping)
+            else {name: value}
+        )
+    return settings
+
+
+def _value(settings: Mapping[str, object], name: str) -> str:
+    return quoted(settings[name]) if name in settings else "not given"

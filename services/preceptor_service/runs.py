@@ -19,6 +19,7 @@ from preceptor.errors import (
     UnavailableError,
     WeightsMissingError,
 )
+from preceptor.quoting import quoted
 from preceptor.runs import RunSpec
 from preceptor.v1 import weights_pb2
 from preceptor_service.checked_specs import CheckedSpec, SpecChecker
@@ -199,7 +200,7 @@ class RunRegistry:
             else:
                 return run
         if not RUN_ID.fullmatch(run_id):
-            raise RunNotFoundError(f"there is no run {run_id[:64]!r}; a run id matches {RUN_ID.pattern}")
+            raise RunNotFoundError(f"there is no run {quoted(run_id)}; a run id matches {RUN_ID.pattern}")
         record = await asyncio.to_thread(self._run_store.read, run_id)
         return await self._activate(record, await self._checked(record.spec))
 
@@ -224,7 +225,7 @@ class RunRegistry:
             RunNotFoundError: there is no such run.
         """
         if not RUN_ID.fullmatch(run_id) or not await asyncio.to_thread(self._run_store.exists, run_id):
-            raise RunNotFoundError(f"there is no run {run_id[:64]!r}")
+            raise RunNotFoundError(f"there is no run {quoted(run_id)}")
         former = self._active.get(run_id)
         # The record last: what is cut off in between can be deleted again.
         await asyncio.to_thread(self._weight_store.delete_run, run_id)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from preceptor.co_training import CoTraining
 from preceptor.errors import InvalidRunError
+from preceptor.quoting import quoted
 from preceptor.runs import ConfigValue, MemoryBank, RunSpec
 from preceptor_service.config import MemoryBankConfig
 from preceptor_service.memory_bank.rows import ROW_BYTES
@@ -37,9 +38,9 @@ def check_spec(spec: RunSpec) -> None:
         InvalidRunError: naming the setting, its value and the limit.
     """
     if not RUN_ID.fullmatch(spec.run_id):
-        raise InvalidRunError(f"run_id is {spec.run_id[:80]!r}; it must match {RUN_ID.pattern}")
+        raise InvalidRunError(f"run_id is {quoted(spec.run_id)}; it must match {RUN_ID.pattern}")
     if spec.task not in TASKS:
-        raise InvalidRunError(f"task is {spec.task[:64]!r}; choose one of {sorted(TASKS)}")
+        raise InvalidRunError(f"task is {quoted(spec.task)}; choose one of {sorted(TASKS)}")
     for config in (spec.model_config, spec.reference_model_config):
         _check_model_config(config)
     _check_range("temperature", spec.temperature, *_TEMPERATURE)
@@ -57,7 +58,7 @@ def check_spec(spec: RunSpec) -> None:
     if spec.expected_savings is not None:
         _check_range("expected_savings", spec.expected_savings, *_SAVINGS)
     if spec.reference_losses is not None and not RUN_ID.fullmatch(spec.reference_losses):
-        raise InvalidRunError(f"reference_losses is {spec.reference_losses[:80]!r}; it must match {RUN_ID.pattern}")
+        raise InvalidRunError(f"reference_losses is {quoted(spec.reference_losses)}; it must match {RUN_ID.pattern}")
     if spec.memory_bank is not None:
         _check_bank(spec.memory_bank)
     _check_schedule(spec)
@@ -80,7 +81,7 @@ def check_method(spec: RunSpec, methods: MethodRegistry) -> None:
         )
     if spec.cross_reference and spec.reference_digest is not None:
         raise InvalidRunError(
-            f"cross_reference is set together with reference_digest {spec.reference_digest[:80]!r}, which is one "
+            f"cross_reference is set together with reference_digest {quoted(spec.reference_digest)}, which is one "
             "reference; push both, each with its fold"
         )
     if spec.reference_losses is not None and (spec.cross_reference or not methods.rule(spec.score).needs_reference):
@@ -216,7 +217,7 @@ def _check_model_config(config: Mapping[str, ConfigValue]) -> None:
         if isinstance(value, str | Sequence) and len(value) > limit:
             unit = "characters" if isinstance(value, str) else "values"
             raise InvalidRunError(
-                f"model config setting {name[:64]!r} has {len(value)} {unit}; at most {limit} can be given"
+                f"model config setting {quoted(name)} has {len(value)} {unit}; at most {limit} can be given"
             )
 
 

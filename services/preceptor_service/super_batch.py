@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from preceptor.batches import EXAMPLE_ID
 from preceptor.errors import InvalidSuperBatchError
 from preceptor.folds import folds_of
+from preceptor.quoting import brief, quoted
 from preceptor_service.columns import ColumnSpec
 from preceptor_service.scoring.pool import MicroBatch
 
@@ -124,7 +125,7 @@ def decode(body: Body, columns: tuple[ColumnSpec, ...], row_count: int) -> Super
         batch = pa.ipc.read_record_batch(message, schema)
         batch.validate(full=True)
     except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
-        raise InvalidSuperBatchError(f"the super-batch is not valid Arrow: {_first_line(error)}") from error
+        raise InvalidSuperBatchError(f"the super-batch is not valid Arrow: {brief(error)}") from error
     if batch.num_rows != row_count:
         raise InvalidSuperBatchError(
             f"the super-batch has {batch.num_rows} rows, its header announced {row_count}; announce what you send"
@@ -153,8 +154,8 @@ def _refuse_one_id_for_two(super_batch: SuperBatch) -> None:
             not np.array_equal(values[first], values[row]) for values in super_batch.columns.values()
         ):
             raise InvalidSuperBatchError(
-                f"example_id {id_!r} is in rows {first} and {row}, and their content differs; give every example an id "
-                "of its own, and views of one example too, or send no example_id"
+                f"example_id {quoted(id_)} is in rows {first} and {row}, and their content differs; give every example "
+                "an id of its own, and views of one example too, or send no example_id"
             )
 
 
@@ -178,7 +179,7 @@ def _read_messages(body: Body) -> tuple[pa.Schema, pa.Message]:
         raise
     except (pa.ArrowException, ValueError, OSError, EOFError, StopIteration, MemoryError) as error:
         raise InvalidSuperBatchError(
-            f"the super-batch is not an Arrow IPC stream of one record batch: {_first_line(error)}"
+            f"the super-batch is not an Arrow IPC stream of one record batch: {brief(error)}"
         ) from error
     return schema, message
 
@@ -221,10 +222,13 @@ def _check_schema(schema: pa.Schema, columns: tuple[ColumnSpec, ...]) -> None:
     names = list(schema.names)
     if names[:-1] == expected and names[-1] == EXAMPLE_ID:
         if schema.field(EXAMPLE_ID).type not in _EXAMPLE_ID_TYPES:
-            raise InvalidSuperBatchError(f"column example_id is {schema.field(EXAMPLE_ID).type}; use int64 or string")
+            raise InvalidSuperBatchError(
+                f"column example_id is {_type_name(schema.field(EXAMPLE_ID).type)}; use int64 or string"
+            )
     elif names != expected:
         raise InvalidSuperBatchError(
-            f"the super-batch has columns {names[:16]}; this run expects {expected}, optionally followed by example_id"
+            f"the super-batch has columns {quoted(names)}; this run expects {expected}, optionally followed by "
+            "example_id"
         )
     for column in columns:
         actual = schema.field(column.name).type
@@ -280,8 +284,9 @@ def _describe(kind: pa.DataType) -> str:
     while pa.types.is_fixed_size_list(kind):
         shape.append(kind.list_size)
         kind = kind.value_type
-    return f"{str(kind)[:64]} of shape {shape} per example"
+    return f"{_type_name(kind)} of shape {quoted(shape)} per example"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _type_name(kind: pa.DataType) -> str:
+    # The name of a type that has parameters, names of fields or a time zone, may be as long as the body.
+    return str(kind) if type(kind) is pa.DataType else f"a {type(kind).__name__}"

@@ -27,6 +27,7 @@ from preceptor.errors import (
     UnavailableError,
     WeightsNotFoundError,
 )
+from preceptor.quoting import quoted
 from preceptor_service.config import WeightsConfig
 from preceptor_service.storage import SET_ASIDE, Storage, StoreHealth, as_storage, blob_name, open_storage
 from preceptor_service.weight_collection import collect
@@ -386,13 +387,13 @@ class WeightStore:
 
 def _checked(digest: str) -> str:
     if not DIGEST.fullmatch(digest):
-        raise WeightsNotFoundError(f"digest is {digest[:80]!r}; give 'sha256:' and 64 hexadecimal digits")
+        raise WeightsNotFoundError(f"digest is {quoted(digest)}; give 'sha256:' and 64 hexadecimal digits")
     return digest
 
 
 def _checked_run(run_id: str) -> str:
     if not RUN_ID.fullmatch(run_id):
-        raise ValueError(f"run_id is {run_id!r}; it must match {RUN_ID.pattern}")
+        raise ValueError(f"run_id is {quoted(run_id)}; it must match {RUN_ID.pattern}")
     return run_id
 
 

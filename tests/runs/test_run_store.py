@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from preceptor import RunSpec
+from preceptor import CoTraining, RunSpec
 from preceptor.errors import DiskFullError, InternalError, RunExistsError, RunNotFoundError, UnavailableError
-from preceptor_service.run_store import RunRecord, RunStore
+from preceptor.runs import ConfigValue
+from preceptor_service.run_store import RunRecord, RunStore, _difference
 from tests.stores import Place
 
 FULL = RunSpec(
@@ -52,6 +54,19 @@ def test_another_spec_under_the_same_name_is_refused_and_the_difference_named(pl
     store.create(record())
     with pytest.raises(RunExistsError, match="exists with other settings: seed is 9223372036854775807, asked for 3;"):
         store.create(record(RunSpec(**{**vars(FULL), "seed": 3})))
+
+
+def test_of_settings_that_differ_each_is_named_and_none_at_length() -> None:
+    settings: dict[str, ConfigValue] = {f"list_{number}": tuple(range(10**17, 10**17 + 64)) for number in range(60)}
+    said = _difference(
+        replace(FULL, model_config={**settings, "width": 2, "depth": 1}, co_training=CoTraining(lag=1)),
+        replace(FULL, model_config={**settings, "width": 3, "note": "x" * 250}, co_training=CoTraining(lag=2)),
+    )
+    assert said.startswith("run 'full' exists with other settings: model_config.width is 2, asked for 3, ")
+    assert "model_config.depth is 1, asked for not given" in said
+    assert "model_config.note is not given, asked for 'xxx" in said
+    assert "co_training.lag is 1, asked for 2" in said
+    assert len(said) < 500
 
 
 def test_of_many_creations_at_once_one_record_wins_and_all_see_it(place: Place) -> None:

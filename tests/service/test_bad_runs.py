@@ -294,7 +294,7 @@ def test_the_same_spec_again_is_the_same_run(client: SelectionClient, run: Run) 
         ({"seed": 1}, "seed is 0, asked for 1"),
         ({"temperature": 0.5}, "temperature is 1.0, asked for 0.5"),
         ({"score": "uniform"}, "score is 'learnability', asked for 'uniform'"),
-        ({"model_config": {**digits.MODEL, "width": 3}}, "model_config is"),
+        ({"model_config": {**digits.MODEL, "width": 3}}, "model_config.width is 2, asked for 3;"),
     ],
     ids=["seed", "temperature", "score", "model_config"],
 )

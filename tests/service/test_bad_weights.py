@@ -153,7 +153,16 @@ _BROKEN: dict[str, tuple[Callable[[list[weights_pb2.PushWeightsRequest]], object
         "WEIGHTS_INVALID",
         f"weights have the SHA-256 {hashlib.sha256(_file()).hexdigest()}, announced was {'00' * 32}; push again",
     ),
-    "no checksum": (lambda messages: messages[2].commit.ClearField("sha256"), "WEIGHTS_INVALID", "SHA-256"),
+    "no checksum": (
+        lambda messages: messages[2].commit.ClearField("sha256"),
+        "WEIGHTS_INVALID",
+        "the SHA-256 in PushCommit has 0 bytes, and a SHA-256 has 32; give that of the file",
+    ),
+    "a checksum of another length": (
+        lambda messages: messages[2].MergeFrom(_request(commit=weights_pb2.PushCommit(sha256=b"\0" * 60_000))),
+        "WEIGHTS_INVALID",
+        "the SHA-256 in PushCommit has 60000 bytes, and a SHA-256 has 32; give that of the file",
+    ),
     "truncated": (
         lambda messages: messages[1].MergeFrom(_request(chunk=selection_pb2.Chunk(data=_file()[:_HALF]))),
         "WEIGHTS_INVALID",

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from preceptor.co_training import CoTraining, co_training_from_proto, co_training_to_proto
+from preceptor.quoting import quoted
 from preceptor.v1 import run_pb2
 
 ConfigValue = bool | int | float | str | Sequence[int] | Sequence[float]
@@ -312,7 +313,7 @@ def _value_from_proto(name: str, value: run_pb2.ConfigValue) -> ConfigValue:
         case "float_list":
             return tuple(value.float_list.values)
         case None:
-            raise ValueError(f"model config setting {name!r} is empty")
+            raise ValueError(f"model config setting {quoted(name)} is empty")
         case kind:
             scalar: bool | int | float | str = getattr(value, kind)
             return scalar

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from preceptor.quoting import shortened
 from preceptor.wire import SERVICES
 from preceptor_service.access.caller import Role
 
@@ -33,7 +34,7 @@ RULES: Mapping[str, Rule] = {
     f"/{_SELECTION}/CreateRun": Rule(
         "create",
         lambda request: str(request.spec.run_id),
-        digest=lambda request, _: request.spec.reference_digest or None if request else None,
+        digest=lambda request, _: shortened(request.spec.reference_digest) or None if request else None,
     ),
     f"/{_SELECTION}/GetRun": Rule("score", lambda request: str(request.run_id)),
     f"/{_SELECTION}/ListRuns": Rule(None, lambda _: ""),

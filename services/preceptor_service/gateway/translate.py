@@ -14,6 +14,7 @@ from preceptor.errors import OverloadedError, PreceptorError
 from preceptor.runs import spec_to_proto
 from preceptor.v1 import memory_bank_pb2, run_pb2, selection_pb2, weights_pb2
 from preceptor_service.cost_meter import Cost
+from preceptor_service.gateway.status import text_of
 from preceptor_service.memory_bank.bank import Put, Sample
 from preceptor_service.memory_bank.ids import are_texts, as_texts
 from preceptor_service.reported_metrics import Reported
@@ -94,7 +95,7 @@ def failure(step: int, rank: int, error: PreceptorError) -> selection_pb2.Failur
         rank=rank,
         code=error.code,
         reason=error.reason,
-        message=str(error),
+        message=text_of(error),
         retry_after=None if retry_after_s is None else _duration(retry_after_s),
     )
 

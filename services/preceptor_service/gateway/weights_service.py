@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from typing import TypeAlias
@@ -10,6 +11,7 @@ from typing import TypeAlias
 import grpc
 
 from preceptor.errors import CoTrainedError, InvalidMessageError, InvalidWeightsError, PreceptorError
+from preceptor.quoting import shortened
 from preceptor.v1 import weights_pb2
 from preceptor_service.gateway import translate
 from preceptor_service.gateway.body import ChunkOrder, next_message
@@ -121,7 +123,7 @@ class WeightsService:
         last = await next_message(requests, self._silence_s)
         if last.WhichOneof("kind") != "commit":
             raise InvalidMessageError("the weights do not end with PushCommit; send it last")
-        await upload.do(staged.seal, last.commit.sha256)
+        await upload.do(staged.seal, _sha256(last.commit))
 
 
 def _role(header: weights_pb2.PushHeader) -> Role:
@@ -137,6 +139,15 @@ def _role(header: weights_pb2.PushHeader) -> Role:
     if header.total_bytes < 1:
         raise InvalidWeightsError(f"the weights have {header.total_bytes} bytes; push at least one tensor")
     return role
+
+
+def _sha256(commit: weights_pb2.PushCommit) -> bytes:
+    sha256 = commit.sha256
+    if len(sha256) != hashlib.sha256().digest_size:
+        raise InvalidWeightsError(
+            f"the SHA-256 in PushCommit has {len(sha256)} bytes, and a SHA-256 has 32; give that of the file"
+        )
+    return sha256
 
 
 def _check_pushed(role: Role, run: ActiveRun) -> None:
@@ -183,6 +194,6 @@ def _check_fold_of_card(header: weights_pb2.PushHeader) -> None:
 def _check_digest_of_card(said: str, found: str | None) -> None:
     if said != found:
         raise InvalidWeightsError(
-            f"the reference's card is of the weights {said[:80]}, and these are {found}; push the weights that lie "
-            "beside the card"
+            f"the reference's card is of the weights {shortened(said)}, and these are {found}; push the weights that "
+            "lie beside the card"
         )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preceptor.errors import BankShortError, InvalidSuperBatchError, StepExistsError, StepForgottenError
+from preceptor.quoting import quoted
 from preceptor.runs import MemoryBank, RunSpec
 from preceptor_service.drawing import Draw, drawn_by_score, drawn_uniformly
 from preceptor_service.memory_bank.ids import Ids, are_texts, as_texts
@@ -189,8 +190,8 @@ def put(bank: Bank, asked: Put, settings: MemoryBank) -> Done[Put]:
         id_ = as_texts(asked.ids[other[:1]])[0] if are_texts(asked.ids) else int(asked.ids[other[0]])
         more = f", and so {len(other) - 1} more rows" if len(other) > 1 else ""
         raise InvalidSuperBatchError(
-            f"example_id {id_!r} in row {other[0]} has other content than the example of that id in the bank{more}; "
-            "give every example an id of its own, and views of one example too"
+            f"example_id {quoted(id_)} in row {other[0]} has other content than the example of that id in the bank"
+            f"{more}; give every example an id of its own, and views of one example too"
         )
     return _put(bank, asked, settings)
 

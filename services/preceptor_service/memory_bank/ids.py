@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from preceptor.errors import InvalidSuperBatchError
+from preceptor.quoting import quoted
 
 Ids = NDArray[np.int64] | NDArray[np.bytes_]
 """Example ids, `[n]`: int64, or UTF-8 texts in numpy's fixed width, which pads with NUL."""
@@ -30,7 +31,7 @@ def as_ids(example_id: Any) -> Ids:
     if len(again):
         first, second = order[again[0]], order[again[0] + 1]
         raise InvalidSuperBatchError(
-            f"example_id {example_id[first].as_py()!r} is in rows {first} and {second}; a bank keeps one "
+            f"example_id {quoted(example_id[first].as_py())} is in rows {first} and {second}; a bank keeps one "
             "score of each example, offer each once in a super-batch"
         )
     return ids

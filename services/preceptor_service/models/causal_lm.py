@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from preceptor.errors import InvalidRunError
+from preceptor.quoting import quoted
 from preceptor_service.columns import token_columns
 from preceptor_service.models.transformers_config import (
     ContextLength,
@@ -90,6 +91,6 @@ def _default(transformers: Any, model_type: str) -> Any:
         if not (is_encoder or config.is_encoder_decoder or config.sub_configs):
             return config
     raise InvalidRunError(
-        f"model_type is {model_type!r}, which is no decoder-only language model that transformers builds from a "
+        f"model_type is {quoted(model_type)}, which is no decoder-only language model that transformers builds from a "
         "config; give one, like 'gpt2', 'llama' or 'qwen2'"
     )

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from preceptor.errors import InvalidRunError
+from preceptor.quoting import quoted
 from preceptor_service.models.images import Channels, ImageInput, ImageSize, InputType, NumClasses, PerChannel
 from preceptor_service.models.transformers_config import (
     Setting,
@@ -67,7 +68,7 @@ def image_classifier(
     transformers = transformers_module()
     types = _model_types()
     if model_type not in types:
-        raise InvalidRunError(f"model_type is {model_type!r}; transformers builds these from a config: {types}")
+        raise InvalidRunError(f"model_type is {quoted(model_type)}; transformers builds these from a config: {types}")
     default = transformers.AutoConfig.for_model(model_type)
     has_vision_config = hasattr(default, "vision_config")
     vision = default.vision_config if has_vision_config else default

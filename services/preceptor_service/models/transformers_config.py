@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from preceptor.errors import InvalidRunError
+from preceptor.quoting import quoted
 
 Setting = bool | int | float | str | Sequence[int] | Sequence[float]
 VocabSize = Annotated[int, Field(ge=2, le=1_000_000)]
@@ -97,25 +98,27 @@ def check_settings(
     """
     for name, value in settings.items():
         if name in set_by_us:
-            raise InvalidRunError(f"{name!r} follows from {set_by_us[name]!r}; set that instead")
+            raise InvalidRunError(f"{quoted(name)} follows from {set_by_us[name]!r}; set that instead")
         if name not in defaults:
             known = sorted(defaults.keys() - set_by_us.keys())
-            raise InvalidRunError(f"{model_type!r} has no setting {name!r}; it takes {known}")
+            raise InvalidRunError(f"{quoted(model_type)} has no setting {quoted(name)}; it takes {known}")
         default = defaults[name]
         if _kind(value) != _kind(default):
-            raise InvalidRunError(f"{name} is {value!r}, a {_kind(value)}; give a {_kind(default)}, like {default!r}")
+            raise InvalidRunError(
+                f"{name} is {quoted(value)}, a {_kind(value)}; give a {_kind(default)}, like {default!r}"
+            )
         if isinstance(value, str):
             if not _PLAIN_WORD.fullmatch(value):
-                raise InvalidRunError(f"{name} is {value[:80]!r}; give one word of a-z, 0-9 and _, like {default!r}")
+                raise InvalidRunError(f"{name} is {quoted(value)}; give one word of a-z, 0-9 and _, like {default!r}")
             continue
         numbers = [value] if isinstance(value, int | float) else value
         if len(numbers) > MAX_LIST_LENGTH:
             raise InvalidRunError(f"{name} has {len(numbers)} values; the limit is {MAX_LIST_LENGTH}")
         limit = _MAX_WIDE if _WIDE_SETTINGS.fullmatch(name) else MAX_NUMBER
         if any(abs(number) > limit for number in numbers):
-            raise InvalidRunError(f"{name} is {value!r}; the limit is {limit}")
+            raise InvalidRunError(f"{name} is {quoted(value)}; the limit is {limit}")
         if _COUNTS_LAYERS.fullmatch(name) and sum(numbers) > MAX_LAYERS:
-            raise InvalidRunError(f"{name} is {value!r}; the limit is {MAX_LAYERS} layers")
+            raise InvalidRunError(f"{name} is {quoted(value)}; the limit is {MAX_LAYERS} layers")
 
 
 def _is_number_list(value: object) -> bool:
