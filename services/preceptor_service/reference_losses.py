@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from preceptor.errors import InvalidRunError, InvalidSuperBatchError, InvalidWeightsError
+from preceptor.errors import InvalidRunError, InvalidSuperBatchError, InvalidWeightsError, UnavailableError
+from preceptor.quoting import brief, quoted
 from preceptor_service.config import ReferenceLossesConfig
 from preceptor_service.losses_file import read_losses
+
+logger = logging.getLogger(__name__)
 
 
 class ReferenceLosses:
@@ -109,9 +113,9 @@ class ReferenceLosses:
         if len(rows):
             more = f", and so {len(rows) - 1} more rows" if len(rows) > 1 else ""
             raise InvalidSuperBatchError(
-                f"example_id {example_id[rows[0]].as_py()!r} in row {rows[0]} has other content than the example of "
-                f"that id in the table of reference losses {self.name!r}{more}; offer examples as the table was built "
-                "from them, give others ids of their own, or build a table of these"
+                f"example_id {quoted(example_id[rows[0]].as_py())} in row {rows[0]} has other content than the example "
+                f"of that id in the table of reference losses {self.name!r}{more}; offer examples as the table was "
+                "built from them, give others ids of their own, or build a table of these"
             )
 
 
@@ -128,6 +132,7 @@ class ReferenceLossTables:
 
         Raises:
             InvalidRunError: there is none of that name, or it cannot be used.
+            UnavailableError: it cannot be read now.
         """
         directory = self._settings.directory
         if directory is None:
@@ -146,6 +151,11 @@ class ReferenceLossTables:
                 raise InvalidRunError(
                     f"reference_losses is {name!r}; this service has no table of that name, ask its operator"
                 ) from error
-            except (OSError, ValueError) as error:
-                raise InvalidRunError(f"reference_losses is {name!r}, which cannot be used: {error}") from error
+            except ValueError as error:
+                raise InvalidRunError(f"reference_losses is {name!r}, which cannot be used: {brief(error)}") from error
+            except OSError as error:
+                logger.warning("the table of reference losses %s cannot be read: %s", name, error)
+                raise UnavailableError(
+                    f"reference_losses is {name!r}, which cannot be read now; try again, the service's log says why"
+                ) from error
             return found

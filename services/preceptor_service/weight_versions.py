@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple
 
 from preceptor.errors import InternalError, WeightsNotFoundError
+from preceptor.quoting import brief
 from preceptor_service.storage import Storage
 
 Role = Literal["learner", "reference", "reference_fold_1"]
@@ -96,7 +97,7 @@ def read_manifest(storage: Storage, place: Place, number: int) -> WeightsVersion
     except (ValueError, TypeError) as error:
         cure = "push newer weights" if role == "learner" else "create another run, since a reference never changes"
         raise InternalError(
-            f"{role} version {number} of run {run_id!r} is damaged in the store ({error}); {cure}"
+            f"{role} version {number} of run {run_id!r} is damaged in the store ({brief(error)}); {cure}"
         ) from error
     return version
 

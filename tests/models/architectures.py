@@ -11,6 +11,10 @@ from torch import nn
 from preceptor_service.columns import ColumnSpec
 
 
+class UnheardOfError(Exception):
+    """Of a library that nobody knows."""
+
+
 class NormDropout(nn.Module):
     """Batch-norm and dropout: in train mode, both would show that candidates were scored."""
 
@@ -34,6 +38,20 @@ def norm_dropout(*, pixels: Annotated[int, Field(ge=1, le=100)] = 4, num_classes
 
 def broken(*, num_classes: int) -> nn.Module:
     raise KeyError(num_classes)
+
+
+FAULTS: dict[str, Exception] = {
+    "argument": TypeError("depth must divide width\n  File /opt/venv/lib/own.py"),
+    "path": ValueError("/opt/venv/lib/own.py: depth must divide width"),
+    "length": ValueError("x" * 100_000),
+    "files": OSError(24, "Too many open files", "/opt/venv/lib/own.py"),
+    "memory": MemoryError("/opt/venv"),
+    "other": UnheardOfError("/opt/venv"),
+}
+
+
+def faulty(*, fault: str) -> nn.Module:
+    raise FAULTS[fault]
 
 
 def no_classifier() -> nn.Module:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from preceptor.errors import InvalidWeightsError
+from preceptor.errors import InvalidWeightsError, UnavailableError
 from preceptor_service.models import ArchitectureRegistry
 from preceptor_service.models.manifest import check_weights
 
@@ -110,6 +113,40 @@ def test_a_model_with_a_part_named_like_a_wrapper_is_not_taken_for_wrapped(path:
     save_file({"module.kernel": torch.zeros(3, 2)}, path)
     with pytest.raises(InvalidWeightsError, match=r"1 tensor not in the run's model: module\.kernel; push the whole"):
         check_weights(path, inner)
+
+
+def test_a_name_of_a_thousand_wrappers_is_told_at_once(path: Path, outline: torch.nn.Module) -> None:
+    save_file({"module." * 1_000_000 + "head.weight": torch.zeros(1)}, path)
+
+    with pytest.raises(InvalidWeightsError) as raised:
+        check_weights(path, outline)
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_shape_of_many_dimensions_is_shown_shortened(path: Path, outline: torch.nn.Module, state: State) -> None:
+    header = {name: {"dtype": "F32", "shape": [0] * 100_000, "data_offsets": [0, 0]} for name in state}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+
+    with pytest.raises(InvalidWeightsError, match=r"norm\.weight has shape \[0, 0, ") as raised:
+        check_weights(path, outline)
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EMFILE, "Too many open files", "/srv/store/staging/1f.upload"), MemoryError("of /srv/store")],
+)
+def test_what_is_wrong_with_the_service_is_not_put_down_to_the_weights(
+    path: Path, outline: torch.nn.Module, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("preceptor_service.models.manifest.safe_open", failing)
+    with pytest.raises(UnavailableError, match=r"^the weights cannot be checked now; push again") as raised:
+        check_weights(path, outline)
+    assert "/srv" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

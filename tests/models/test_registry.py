@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from preceptor.errors import InvalidRunError
+from preceptor.errors import InvalidRunError, PreceptorError, ResourceExhaustedError, UnavailableError
 from preceptor_service.models import ArchitectureRegistry
 from tests.naive.losses import small_cnn_losses
 
@@ -45,7 +45,7 @@ def test_an_unknown_architecture(registry: ArchitectureRegistry) -> None:
         ({"mean": float("nan")}, "mean is nan: .*finite"),
         ({"mean": (0.1, 0.2)}, "mean has 2 values for 1 channels"),
         ({"std": 0.0}, "std is 0.0; every channel needs a value above 0"),
-        ({"std": "x" * 500}, "std is 'x{79}…: "),
+        ({"std": "x" * 500}, "std is 'x{37}…x{38}': "),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value(
@@ -132,6 +132,29 @@ class TestOperatorsOwn:
 
         with pytest.raises(InvalidRunError, match=r"'own' cannot be built from {'num_classes': 3}: KeyError: 3"):
             registry.build("own", {"num_classes": 3})
+
+    @pytest.mark.parametrize(
+        ("fault", "error", "said"),
+        [
+            ("argument", InvalidRunError, "TypeError: depth must divide width"),
+            ("path", InvalidRunError, "ValueError: own.py: depth must divide width"),
+            ("length", InvalidRunError, "ValueError: " + "x" * 299 + "…"),
+            ("files", UnavailableError, None),
+            ("memory", ResourceExhaustedError, "the service has no memory for it; use a smaller model"),
+            ("other", InvalidRunError, "it raises UnheardOfError; the service's log says why"),
+        ],
+    )
+    def test_what_it_says_of_its_settings_is_told_and_nothing_of_this_machine(
+        self, fault: str, error: type[PreceptorError], said: str | None
+    ) -> None:
+        registry = ArchitectureRegistry({"own": f"{OWN}:faulty"})
+
+        with pytest.raises(error) as raised:
+            registry.build("own", {"fault": fault})
+        what = f"model 'own' cannot be built from {{'fault': '{fault}'}}"
+        assert str(raised.value) == (
+            f"{what} now; try again, the service's log says why" if said is None else f"{what}: {said}"
+        )
 
     @pytest.mark.parametrize(
         ("name", "path", "complaint"),

@@ -241,7 +241,7 @@ class TestRefusals:
         ref, _ = bench.small_cnn(1)
         other = ModelRef("own", "{}", ref.digest, ref.total_bytes)
 
-        with pytest.raises(InternalError, match="cannot be loaded into 'own'"):
+        with pytest.raises(InternalError, match=r"cannot be loaded into 'own'; the scorer's log says why$"):
             bench.engine.load(models(other, None))
 
     def test_an_architecture_that_this_scorer_does_not_know(self, bench: Bench) -> None:

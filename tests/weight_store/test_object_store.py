@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from preceptor.errors import DiskFullError, InternalError, PushConflictError, UnavailableError, WeightsNotFoundError
+from preceptor.errors import (
+    DiskFullError,
+    InternalError,
+    PreceptorError,
+    PushConflictError,
+    UnavailableError,
+    WeightsNotFoundError,
+)
 from preceptor_service.config import ConfigError, WeightsConfig
 from preceptor_service.gateway.watch import _PERIOD_S
 from preceptor_service.run_store import RunStore
@@ -105,6 +112,24 @@ class TestFailures:
         object_store.server.spoil = lambda environ: None
         assert store.head("run", "learner") is None
 
+    @pytest.mark.parametrize(("status", "code"), [("403 Forbidden", "AccessDenied"), ("507 Full", "XMinioStorageFull")])
+    def test_what_it_said_is_for_the_log_and_not_for_a_trainer(
+        self, object_store: ObjectPlace, caplog: pytest.LogCaptureFixture, status: str, code: str
+    ) -> None:
+        store = store_with_runs(object_store.open(), keep_versions=2)
+        object_store.server.spoil = always(status, code)
+
+        for _ in range(2):
+            with pytest.raises(PreceptorError) as raised:
+                store.adopt("run", "reference", f"sha256:{'0' * 64}") if code == "AccessDenied" else push(
+                    store, b"one", base=0
+                )
+        for internal in (object_store.bucket, "s3://", code, "some/where", "127.0.0.1"):
+            assert internal not in str(raised.value)
+        said = [line for line in caplog.messages if line.startswith(f"the object store s3://{object_store.bucket}")]
+        assert len(said) == len(set(said))  # the same only once
+        assert said
+
     def test_one_that_is_busy_for_a_moment_goes_unnoticed(self, object_store: ObjectPlace) -> None:
         from tests.s3_server import Answer
 
@@ -144,7 +169,7 @@ class TestFailures:
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
             bucket = Bucket("s3://bucket", call_timeout_s=0.5)
 
-            with pytest.raises(UnavailableError, match="cannot be used: "):
+            with pytest.raises(UnavailableError, match="cannot be used; try again"):
                 bucket.read("one")
             with pytest.raises(UnavailableError, match="did not answer just now"):
                 bucket.read("one")

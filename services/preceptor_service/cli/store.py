@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from preceptor.errors import PreceptorError
+from preceptor.errors import DiskFullError, PreceptorError, UnavailableError
 from preceptor_service.cli.failing import failed, file_problem
 from preceptor_service.config import ConfigError, WeightsConfig, load_config
 from preceptor_service.storage import check_storage, open_storage
@@ -74,7 +74,11 @@ def _settings(config: Path | None, store: str | None) -> WeightsConfig:
 
 
 def _told(error: Exception) -> str:
-    return file_problem(error, "use") if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError):
+        return file_problem(error, "use")
+    # Of an object store its text says nothing, because trainers read it; whoever calls this may know.
+    is_of_store = isinstance(error, UnavailableError | DiskFullError) and error.__cause__ is not None
+    return f"{error} ({error.__cause__})" if is_of_store else str(error)
 
 
 def _check_no_terminal(stream: TextIO, name: str) -> None:

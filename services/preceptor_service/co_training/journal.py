@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from preceptor.errors import InternalError
+from preceptor.quoting import brief
 from preceptor_service.co_training.blocks import Handout
 from preceptor_service.storage import Storage
 from preceptor_service.weight_staging import disk_errors
@@ -233,7 +234,7 @@ def check_content(content: bytes, name: str) -> None:
             prefix = "" if "indices" in tensors else f"{key}."
             _answer({each: tensors[prefix + each] for each in _ARRAYS}, text)
     except (KeyError, TypeError, ValueError) as error:
-        raise InternalError(f"{name} is damaged: {error!r}") from error
+        raise InternalError(f"{name} is damaged: {brief(error)}") from error
 
 
 def _answers_content(answers: Iterable[tuple[Handout, Answer | None]]) -> bytes:
@@ -252,7 +253,7 @@ def _parsed(content: bytes, name: str) -> tuple[dict[str, NDArray[Any]], dict[st
         header: dict[str, Any] = json.loads(content[8 : 8 + header_bytes])
         return load(content), dict(header.get("__metadata__", {}))
     except (SafetensorError, ValueError) as error:
-        raise InternalError(f"{name} is damaged in the store: {error}") from error
+        raise InternalError(f"{name} is damaged in the store: {brief(error)}") from error
 
 
 def _answer(tensors: Mapping[str, NDArray[Any]], text: str) -> Answer:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import Generic, NamedTuple
 
 from preceptor.errors import DeadlineExceededError, InternalError, PreceptorError, RunNotFoundError
+from preceptor.quoting import brief
 from preceptor.runs import MemoryBank
 from preceptor_service.config import MemoryBankConfig
 from preceptor_service.memory_bank.bank import Bank, Done, KeepLimits, Key, Operation, OperationT, done, forgotten
@@ -270,7 +271,7 @@ class OpenBank:
         try:
             rows = done(self._bank, operation, self._bank_settings)
         except (ValueError, PreceptorError) as error:
-            raise self._damaged(f"does not fit together at operation {number} ({error})") from error
+            raise self._damaged(f"does not fit together at operation {number} ({brief(error)})") from error
         self._bank = self._bank.after(operation, rows, total_bytes, self._limits)
 
     def _read(self, number: int) -> tuple[Operation, int]:
@@ -287,7 +288,7 @@ class OpenBank:
             except FileNotFoundError:
                 continue
             except DamagedError as error:
-                raise self._damaged(f"has a damaged pack {pack} ({error})") from error
+                raise self._damaged(f"has a damaged pack {pack} ({brief(error)})") from error
             if found is not None:
                 return self._parsed(number, found)
         return None
@@ -296,7 +297,7 @@ class OpenBank:
         try:
             return operation_from_bytes(content)
         except DamagedError as error:
-            raise self._damaged(f"has a damaged operation {number} ({error})") from error
+            raise self._damaged(f"has a damaged operation {number} ({brief(error)})") from error
 
     def _collect(self, bank: Bank) -> None:
         """Removes what comes before the last snapshot but one that is older than grace; packs the operations first.

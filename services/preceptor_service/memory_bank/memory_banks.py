@@ -190,4 +190,4 @@ def _called(call: Callable[[OpenBank, float], T], opened: OpenBank, until: float
     except PreceptorError:
         raise
     except OSError as error:
-        raise UnavailableError(f"the store cannot be used: {error.strerror or error}; try again") from error
+        raise UnavailableError(f"the store cannot be used: {error.strerror or 'it failed'}; try again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from preceptor.errors import InvalidWeightsError
+from preceptor.errors import InvalidWeightsError, UnavailableError
+from preceptor.quoting import brief, quoted
 
 _FLOATING = ("F32", "BF16", "F16")
 _EXACT = {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
 _WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
+_MOST_WRAPPERS = 4
 _SHOWN_TENSORS = 3
 _SHOWN_CHARACTERS = 200
 _PIECE_ELEMENTS = 1 << 22
+
+logger = logging.getLogger(__name__)
 
 
 def check_weights(path: Path, outline: nn.Module) -> None:
@@ -33,6 +38,7 @@ def check_weights(path: Path, outline: nn.Module) -> None:
     Raises:
         InvalidWeightsError: the file is malformed, or a tensor is missing, extra, misshapen, of another
             type, or not finite; names the first ones and says how many.
+        UnavailableError: the file cannot be read now, for want of memory or files.
     """
     expected: dict[str, torch.Tensor] = outline.state_dict()
     try:
@@ -51,8 +57,13 @@ def check_weights(path: Path, outline: nn.Module) -> None:
                 "create the run with the settings of the model you push",
             )
             _refuse(list(_non_finite(file, expected)), "with NaN or infinity", "go back to a checkpoint before it")
-    except (SafetensorError, OSError, ValueError, MemoryError) as error:
-        raise InvalidWeightsError(f"the weights are not a safetensors file: {error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise InvalidWeightsError(f"the weights are not a safetensors file: {brief(error)}") from error
+    except (OSError, MemoryError) as error:
+        logger.warning("the weights in %s cannot be checked: %r", path, error)
+        raise UnavailableError(
+            "the weights cannot be checked now; push again, and if it stays so, the service's log says why"
+        ) from error
 
 
 def _refuse(tensors: list[str], fault: str, remedy: str) -> None:
@@ -80,7 +91,9 @@ def _remedy(missing: list[str], extra: list[str], found: Set[str], expected: Set
 def _wrapping(found: Set[str], expected: Set[str]) -> str:
     """Returns what wrappers put before all names; nothing where the names say so little."""
     prefix = ""
-    while found and not any(prefix + name in found for name in expected):
+    for _ in range(_MOST_WRAPPERS):
+        if not found or any(prefix + name in found for name in expected):
+            break
         added = next((name for name in _WRAPPERS if all(tensor.startswith(prefix + name) for tensor in found)), None)
         if added is None:
             # Weights of another model, wrapped; or of one with a part of that name.
@@ -95,7 +108,7 @@ def _misfits(file: Any, expected: dict[str, torch.Tensor]) -> Iterable[str]:
         shape, dtype = list(piece.get_shape()), piece.get_dtype()
         wanted = _FLOATING if tensor.is_floating_point() else (_EXACT.get(tensor.dtype, str(tensor.dtype)),)
         if shape != list(tensor.shape):
-            yield f"{name} has shape {shape}, expected {list(tensor.shape)}"
+            yield f"{name} has shape {quoted(shape)}, expected {list(tensor.shape)}"
         elif dtype not in wanted:
             yield f"{name} has type {dtype}, expected {' or '.join(wanted)}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from pydantic import ConfigDict, ValidationError, validate_call
 from torch import nn
 
-from preceptor.errors import InvalidRunError, PreceptorError
+from preceptor.errors import InvalidRunError, PreceptorError, ResourceExhaustedError, UnavailableError
+from preceptor.quoting import brief, quoted, shortened
 from preceptor_service.models.causal_lm import causal_lm
 from preceptor_service.models.dual_encoder import dual_encoder
 from preceptor_service.models.image_classifier import image_classifier
@@ -42,8 +44,11 @@ _BUILT_IN: Mapping[str, Architecture] = {
     "image_text_model": image_text_model,
     "small_cnn": small_cnn,
 }
+_OF_SETTINGS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What code raises that cannot do with its arguments."""
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-_SHOWN_CHARACTERS = 80
+
+logger = logging.getLogger(__name__)
 
 
 class ArchitectureRegistry:
@@ -75,6 +80,8 @@ class ArchitectureRegistry:
 
         Raises:
             InvalidRunError: unknown architecture; unknown, missing, mistyped or out-of-range setting.
+            ResourceExhaustedError: there is no memory for it.
+            UnavailableError: a file that it needs cannot be read now.
         """
         function = self._function(architecture)
         try:
@@ -85,10 +92,7 @@ class ArchitectureRegistry:
         except PreceptorError as error:
             raise type(error)(f"model {architecture!r}: {error}") from error
         except Exception as error:  # architectures are third-party code that may refuse a setting in any way
-            raise InvalidRunError(
-                f"model {architecture!r} cannot be built from {_shown(dict(config), 400)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            raise _not_built(architecture, config, error) from error
 
     def outline(self, architecture: str, config: Mapping[str, Any]) -> nn.Module:
         """Returns the model on torch's meta device: every name, shape and dtype, no memory, no values.
@@ -112,8 +116,21 @@ class ArchitectureRegistry:
     def _function(self, architecture: str) -> Architecture:
         function = self._architectures.get(architecture)
         if function is None:
-            raise InvalidRunError(f"model is {_shown(architecture)}; this service knows {list(self.names())}")
+            raise InvalidRunError(f"model is {quoted(architecture)}; this service knows {list(self.names())}")
         return function
+
+
+def _not_built(architecture: str, config: Mapping[str, Any], error: Exception) -> PreceptorError:
+    """Returns what is said to whoever chose `config`: what the architecture said of it, nothing of this machine."""
+    what = f"model {architecture!r} cannot be built from {quoted(dict(config))}"
+    if isinstance(error, _OF_SETTINGS):
+        return InvalidRunError(f"{what}: {type(error).__name__}: {brief(error)}")
+    logger.warning("%s", what, exc_info=error)
+    if isinstance(error, MemoryError):
+        return ResourceExhaustedError(f"{what}: the service has no memory for it; use a smaller model")
+    if isinstance(error, OSError):
+        return UnavailableError(f"{what} now; try again, the service's log says why")
+    return InvalidRunError(f"{what}: it raises {type(error).__name__}; the service's log says why")
 
 
 def _checking(name: str, function: Architecture) -> Architecture:
@@ -132,19 +149,14 @@ def _complaint(architecture: str, function: Architecture, error: ValidationError
         setting = str(item["loc"][0])
         match item["type"]:
             case "unexpected_keyword_argument":
-                problem = f"no setting {_shown(setting)}; it takes {_settings(function)}"
+                problem = f"no setting {quoted(setting)}; it takes {_settings(function)}"
             case "missing_keyword_only_argument":
                 problem = f"{setting} is missing; give a value"
             case _:
-                problem = f"{setting} is {_shown(item['input'])}: {item['msg']}"
+                problem = f"{shortened(setting)} is {quoted(item['input'])}: {item['msg']}"
         problems.setdefault(setting, problem)  # one complaint each; a setting of several types would get one per type
     return f"model {architecture!r}: " + "; ".join(problems.values())
 
 
 def _settings(function: Architecture) -> list[str]:
     return [name for name, kind in inspect.signature(function).parameters.items() if kind.kind != kind.VAR_KEYWORD]
-
-
-def _shown(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[:limit] + "…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import logging
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,8 @@ from preceptor_service.scoring.pool import ModelRef
 from preceptor_service.weight_store import WeightStore
 
 _ARCHITECTURES_HELD = 64
+
+logger = logging.getLogger(__name__)
 
 
 class ModelLoader:
@@ -65,7 +68,10 @@ class ModelLoader:
                 "scorer.model_bytes"
             ) from error
         except (SafetensorError, RuntimeError) as error:
-            raise InternalError(f"weights {ref.digest} cannot be loaded into {ref.architecture!r}: {error}") from error
+            logger.warning("weights %s cannot be loaded into %s", ref.digest, ref.architecture, exc_info=error)
+            raise InternalError(
+                f"weights {ref.digest} cannot be loaded into {ref.architecture!r}; the scorer's log says why"
+            ) from error
         if self._stream is not None:
             self._stream.synchronize()
         return module.eval().requires_grad_(False)

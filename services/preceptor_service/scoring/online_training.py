@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from preceptor.errors import DivergedError, FailedPreconditionError, InternalError, ResourceExhaustedError
+from preceptor.quoting import brief
 from preceptor_service.co_training.blocks import Handout, handouts_of, learning_rate
 from preceptor_service.co_training.journal import Columns, Journal, Reader
 from preceptor_service.models import ArchitectureRegistry
@@ -30,6 +32,8 @@ from preceptor_service.scoring.update_randomness import own_random_numbers
 from preceptor_service.weight_store import WeightStore
 
 _LOSS, _OPTIMISER = "update_loss.", "optimiser."
+
+logger = logging.getLogger(__name__)
 
 Turn = Callable[[], AbstractContextManager[None]]
 """Waits until nobody else computes on the device, and keeps it so."""
@@ -83,7 +87,8 @@ class OnlineTraining:
         try:
             return load_file(self._weights.verify(digest))
         except SafetensorError as error:
-            raise InternalError(f"weights {digest} cannot be read: {error}") from error
+            logger.warning("weights %s cannot be read", digest, exc_info=error)
+            raise InternalError(f"weights {digest} cannot be read; the scorer's log says why") from error
 
     def _kept(self, model: _Model, losses: list[float]) -> TrainedModel:
         weights, optimiser = save(model.weights()), save(model.optimiser()) if losses else None
@@ -129,8 +134,10 @@ class _Model:
             groups = self._optimiser.state_dict()["param_groups"]
             self._optimiser.load_state_dict({"state": state, "param_groups": groups})
         except (RuntimeError, KeyError, ValueError) as error:
+            run_id = self._training.run_id
+            logger.warning("the online model of run %s does not fit its own architecture", run_id, exc_info=error)
             raise InternalError(
-                f"the online model of run {self._training.run_id!r} does not fit its own architecture: {error}"
+                f"the online model of run {run_id!r} does not fit its own architecture; the scorer's log says why"
             ) from error
 
     def update(self, step: int, columns: Columns) -> float:
@@ -189,8 +196,8 @@ class _Model:
             ) from error
         except (ValueError, TypeError) as error:
             raise FailedPreconditionError(
-                f"the online model of run {self._training.run_id!r} cannot be trained on step {step}: {error}; begin "
-                "another run with a model or a sub_batch_size that can"
+                f"the online model of run {self._training.run_id!r} cannot be trained on step {step}: {brief(error)}; "
+                "begin another run with a model or a sub_batch_size that can"
             ) from error
 
 

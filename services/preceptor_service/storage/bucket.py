@@ -6,6 +6,7 @@ Endpoint, region and credentials come from the environment, as for every S3 clie
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -31,6 +32,9 @@ _READ_TIMEOUT_S = 20.0
 _SENDERS = 4
 _TRIES = 3
 
+_SILENT_S = 30.0
+"""How long the same complaint is not logged again."""
+
 _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 30.0
 """After a call that got no answer the next ones fail at once for so long, twice as long each time: every thread of
@@ -40,6 +44,8 @@ _EXISTS = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict", 
 _FULL = frozenset({"QuotaExceeded", "InsufficientCapacity", "InsufficientStorage", "XMinioStorageFull", "507"})
 _EMPTY = frozenset({"InvalidRange", "416"})
 _NO_BUCKET = "NoSuchBucket"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Bucket:
 
     Every call ends within a bounded time, most within eight seconds. Each raises `FileNotFoundError` where
     the object is missing, `DiskFullError` where the store takes no more, and `UnavailableError` for all else that
-    goes wrong there.
+    goes wrong there. What the object store said is the cause of the error and in the log; its text, which may reach
+    any caller, says nothing of it.
 
     Args:
         uri: `s3://bucket/prefix`.
@@ -84,6 +91,8 @@ class Bucket:
         self._call_timeout_s = call_timeout_s
         self._pause_s = _FIRST_PAUSE_S
         self._refused_until = -math.inf
+        self._logged = ""
+        self._silent_until = -math.inf
 
     def read(self, key: str) -> bytes:
         """Returns a small object."""
@@ -116,7 +125,10 @@ class Bucket:
                 except FileNotFoundError:
                     continue  # removed since, or a creation that met ours and failed too
             return True
-        raise UnavailableError(f"the object store {self._uri} creates {key} neither for us nor for others; try again")
+        self._log(f"it creates {key} neither for us nor for others")
+        raise UnavailableError(
+            "the object store creates nothing of that name, neither for us nor for others; try again"
+        )
 
     def info(self, key: str) -> ObjectInfo:
         """Returns what is known of an object without reading it."""
@@ -158,7 +170,7 @@ class Bucket:
         self, function: Callable[..., Any], *arguments: object, timeout_s: float | None = None, **options: object
     ) -> Any:
         if time.monotonic() < self._refused_until:
-            raise UnavailableError(f"the object store {self._uri} did not answer just now; try again in a few seconds")
+            raise UnavailableError("the object store did not answer just now; try again in a few seconds")
         try:
             answer = function(*arguments, timeout=timeout_s or self._call_timeout_s, **options)
         except Exception as error:
@@ -170,15 +182,26 @@ class Bucket:
             if isinstance(error, FileNotFoundError) and code != _NO_BUCKET:
                 raise
             if code in _FULL:
-                raise DiskFullError(f"the object store {self._uri} takes no more: {error}; delete runs") from error
+                self._log(error)
+                raise DiskFullError("the object store takes no more; delete runs") from error
             if timeout_s is None and code is None and not _is_answer(error):
                 self._pause()
+            self._log(error)
             raise UnavailableError(
-                f"the object store {self._uri} cannot be used: {str(error) or type(error).__name__}; "
-                "try again, and if it stays so, see whether it is up and what these credentials may do"
+                "the object store cannot be used; try again, and if it stays so, the service's log says why"
             ) from error
         self._pause_s = _FIRST_PAUSE_S
         return answer
+
+    def _log(self, said: object) -> None:
+        """Logs what the object store said; the same again at most every 30 s."""
+        text, now = str(said) or type(said).__name__, time.monotonic()
+        if text == self._logged and now < self._silent_until:
+            return
+        self._logged, self._silent_until = text, now + _SILENT_S
+        logger.warning(
+            "the object store %s failed: %s; see whether it is up and what these credentials may do", self._uri, text
+        )
 
     def _pause(self) -> None:
         now = time.monotonic()

@@ -73,7 +73,10 @@ def check_objects(uri: str, cache_path: Path, cache_bytes: int) -> None:
     try:
         is_exclusive = storage.creates_exclusively()
     except (PreceptorError, OSError) as error:
-        raise ConfigError(f"weights.path is {uri}, which cannot be used: {error}") from error
+        raise ConfigError(
+            f"weights.path is {uri}, which cannot be used: {error.__cause__ or error}; see whether it is up and what "
+            "these credentials may do"
+        ) from error
     if not is_exclusive:
         raise ConfigError(
             f"weights.path is {uri}, whose object store overwrites what it was asked to create only where it is "

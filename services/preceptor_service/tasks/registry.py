@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from preceptor.errors import InvalidRunError
+from preceptor.quoting import brief, quoted
 from preceptor_service.tasks.causal_lm import CausalLm
 from preceptor_service.tasks.classification import Classification
 from preceptor_service.tasks.image_text import ImageText
@@ -26,7 +27,7 @@ def task_named(name: str) -> Task:
     """
     task = TASKS.get(name)
     if task is None:
-        raise InvalidRunError(f"task is {name!r}; choose one of {sorted(TASKS)}")
+        raise InvalidRunError(f"task is {quoted(name)}; choose one of {sorted(TASKS)}")
     return task
 
 
@@ -52,7 +53,7 @@ def run_columns(task: str, outline: torch.nn.Module) -> Columns:
         return columns  # an operator that has no shape rule; the first real forward pass will tell
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
         raise InvalidRunError(
-            f"a {type(outline).__name__} with these settings cannot take {_described(columns)}: {error}"
+            f"a {type(outline).__name__} with these settings cannot take {_described(columns)}: {brief(error)}"
         ) from error
     if losses.shape != (rows,):
         raise InvalidRunError(
