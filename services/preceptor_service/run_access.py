@@ -14,7 +14,6 @@ from preceptor_service.access.caller import Caller, Role
 from preceptor_service.run_store import RunStore
 from preceptor_service.spec_checks import RUN_ID
 from preceptor_service.weight_store import WeightStore, weights_not_found
-from preceptor_service.weight_versions import ROLES
 
 _OWNERS = 10_000
 """Runs whose owners are kept in mind."""
@@ -83,7 +82,7 @@ class RunAccess:
                 f"{caller.identity} may not create run {quoted(run_id)}; "
                 "the operator grants the role 'create' on patterns of run ids in the access file"
             )
-        owned = sum(self._owner(other)[1] == caller.identity for other in self._run_store.list())
+        owned = sum(record.owner == caller.identity for record in self._run_store.records())
         if owned >= self._max_runs:
             raise OverloadedError(
                 f"{caller.identity} has {owned} runs, as many as limits.max_runs_per_identity allows; "
@@ -92,14 +91,9 @@ class RunAccess:
             )
 
     def _is_in_sight(self, caller: Caller, digest: str) -> bool:
-        return any(
-            digest in self._digests(run_id)
-            for run_id in self._run_store.list()
-            if caller.may("score", run_id, self._owner(run_id)[1])
-        )
-
-    def _digests(self, run_id: str) -> set[str]:
-        return {version.digest for role in ROLES for version in self._weight_store.versions(run_id, role)}
+        records = self._run_store.records()
+        seen = {record.spec.run_id for record in records if caller.may("score", record.spec.run_id, record.owner)}
+        return self._weight_store.is_held(digest, seen)
 
     def _owner(self, run_id: str) -> tuple[bool, str | None]:
         """Returns whether there is such a run, and its creator where one is known."""

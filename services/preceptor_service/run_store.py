@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class RunStore:
 
     def __init__(self, root: Path | Storage) -> None:
         self._storage = as_storage(root)
+        self._read_before: dict[str, tuple[str, RunRecord]] = {}  # by run: the tag of its record, the record
 
     @classmethod
     def open(cls, settings: WeightsConfig) -> RunStore:
@@ -104,6 +106,21 @@ class RunStore:
     def list(self) -> list[str]:
         """Returns the ids of all runs, sorted."""
         return self._storage.run_ids()
+
+    def records(self) -> Sequence[RunRecord]:
+        """Returns the records of all runs, by run id; a damaged one is left out.
+
+        Costs one listing, and reading what was not read before; holds all of them in memory.
+        """
+        tags, before = self._storage.record_tags(), self._read_before
+        found = {
+            run_id: before[run_id] for run_id, tag in tags.items() if run_id in before and before[run_id][0] == tag
+        }
+        for run_id in tags.keys() - found.keys():
+            with suppress(RunNotFoundError, InternalError):
+                found[run_id] = tags[run_id], self.read(run_id)
+        self._read_before = found
+        return [found[run_id][1] for run_id in sorted(found)]
 
     def delete(self, run_id: str) -> None:
         """Deletes the record and everything else of this life of the run.

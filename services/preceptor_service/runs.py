@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +127,14 @@ class ActiveRun:
 
 
 @dataclass(frozen=True)
+class StoredRun:
+    """A run that this gateway does not serve, as it lies in the stores: its record, and its newest weights by role."""
+
+    record: RunRecord
+    heads: Mapping[str, WeightsVersion]
+
+
+@dataclass(frozen=True)
 class Pinned:
     """The one learner version behind one super-batch, and how old it is."""
 
@@ -204,18 +212,28 @@ class RunRegistry:
         record = await asyncio.to_thread(self._run_store.read, run_id)
         return await self._activate(record, await self._checked(record.spec))
 
-    async def list(self) -> list[ActiveRun]:
-        """Returns all runs by run id; a run whose record is damaged or disappears is left out."""
-        runs = []
-        run_ids = await asyncio.to_thread(self._run_store.list)
-        for run in [run for run_id, run in self._active.items() if run_id not in run_ids]:
-            with suppress(PreceptorError):  # deleted through another gateway
+    async def list(self, may_see: Callable[[RunRecord], bool]) -> list[ActiveRun | StoredRun]:
+        """Returns the runs that `may_see`, by run id; one whose record is damaged or disappears is left out.
+
+        Activates none: what is not served here comes as it is stored.
+        """
+        records = await asyncio.to_thread(self._run_store.records)
+        stored = {record.spec.run_id: record for record in records}
+        for run in [run for run_id, run in self._active.items() if run.record != stored.get(run_id)]:
+            with suppress(PreceptorError):  # deleted through another gateway, perhaps made anew
                 await self._refresh(run, at_once=True)
-        for run_id in run_ids:
-            try:
-                runs.append(await self.get(run_id))
-            except PreceptorError:
+        seen = [record for record in records if may_see(record)]
+        idle = {record.spec.run_id for record in seen if self._serving(record) is None}
+        heads = await asyncio.to_thread(self._weight_store.heads, idle)
+        runs: list[ActiveRun | StoredRun] = []
+        for record in seen:
+            active = self._serving(record)
+            if active is None:
+                runs.append(StoredRun(record, heads.get(record.spec.run_id, {})))
                 continue
+            with suppress(PreceptorError):
+                await self._refresh(active)
+                runs.append(active)
         return runs
 
     async def delete(self, run_id: str) -> None:
@@ -346,6 +364,10 @@ class RunRegistry:
             InternalError: its record is damaged.
         """
         return self._run_store.holds(run.record)
+
+    def _serving(self, record: RunRecord) -> ActiveRun | None:
+        run = self._active.get(record.spec.run_id)
+        return run if run is not None and run.record == record else None
 
     def _lacks_weights(self, run: ActiveRun) -> bool:
         return (run.rule.needs_learner and run.learner is None) or (run.rule.needs_reference and run.lacks_reference)

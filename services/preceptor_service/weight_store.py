@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -246,6 +246,22 @@ class WeightStore:
         place = self._place(run_id, role)
         return tuple(self._intact(place, self._kept_numbers(place)))
 
+    def heads(self, run_ids: Set[str]) -> dict[str, dict[str, WeightsVersion]]:
+        """Returns by run and role the newest version that is kept and intact, by one listing of the store."""
+        heads: dict[str, dict[str, WeightsVersion]] = {}
+        for place, numbers in self._kept_by(run_ids):
+            newest = next(
+                (intact[0] for number in reversed(numbers) if (intact := self._intact(place, [number]))), None
+            )
+            if newest is not None:
+                heads.setdefault(place.run_id, {})[place.role] = newest
+        return heads
+
+    def is_held(self, digest: str, run_ids: Set[str]) -> bool:
+        """Tells whether one of these runs keeps a version with that digest, by one listing of the store."""
+        kept = (version for place, numbers in self._kept_by(run_ids) for version in self._intact(place, numbers))
+        return any(version.digest == digest for version in kept)
+
     def require(self, digest: str) -> None:
         """Returns where the store has the weights with that digest.
 
@@ -374,6 +390,12 @@ class WeightStore:
             except InternalError as error:
                 logger.warning("left out: %s", error)
         return versions
+
+    def _kept_by(self, run_ids: Set[str]) -> Iterator[tuple[Place, list[int]]]:
+        """Yields where those runs have versions, and the numbers of those that are kept."""
+        for folder, found in self._storage.all_versions(ROLES) if run_ids else ():
+            if found.run_id in run_ids:
+                yield Place(found.run_id, found.role, folder), numbers_among(found.names)[-self._keep_versions :]
 
     def _kept_numbers(self, place: Place) -> list[int]:
         return self._numbers(place)[-self._keep_versions :]

@@ -99,6 +99,43 @@ def test_a_damaged_record_is_an_error_that_names_the_run(place: Place, content: 
         store.read("full")
 
 
+def test_all_records_are_read_once_and_others_of_their_names_anew(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, elsewhere = RunStore(place.open()), RunStore(place.open())
+    specs = [replace(FULL, run_id=f"run-{number}") for number in range(3)]
+    for spec in specs:
+        elsewhere.create(record(spec))
+    read: list[str] = []
+    reading = RunStore.read
+
+    def noted(self: RunStore, run_id: str) -> RunRecord:
+        read.append(run_id)
+        return reading(self, run_id)
+
+    monkeypatch.setattr(RunStore, "read", noted)
+    assert store.records() == [record(spec) for spec in specs]
+    assert sorted(read) == ["run-0", "run-1", "run-2"]
+    assert store.records() == [record(spec) for spec in specs]
+    assert len(read) == 3
+    elsewhere.delete("run-0")
+    elsewhere.delete("run-1")
+    elsewhere.create(RunRecord(replace(FULL, run_id="run-1", seed=7), 1235.5, 64, "team-b"))
+    assert [(found.spec.run_id, found.spec.seed, found.owner) for found in store.records()] == [
+        ("run-1", 7, "team-b"),
+        ("run-2", FULL.seed, None),
+    ]
+    assert sorted(read[3:]) == ["run-1"]
+
+
+def test_a_damaged_record_is_not_among_all(place: Place) -> None:
+    store = RunStore(place.open())
+    store.create(record())
+    store.create(record(replace(FULL, run_id="another")))
+    place.write("runs/full/run.json", b"{}")
+    assert [found.spec.run_id for found in store.records()] == ["another"]
+
+
 def test_a_life_of_a_run_is_told_from_the_next(place: Place) -> None:
     store = RunStore(place.open())
     former = store.create(record())

@@ -104,7 +104,10 @@ class SelectionClient:
         return self._run(response.run)
 
     def list_runs(self) -> list[RunStatus]:
-        """Returns the state of every run, by run id."""
+        """Returns the state of every run that the caller may score, by run id.
+
+        A run that this gateway has not served since it started comes as it is stored, with no `last_step`.
+        """
         response = self._connection.unary(
             "ListRuns", selection_pb2.ListRunsRequest(), selection_pb2.ListRunsResponse, self._timeout_s
         )

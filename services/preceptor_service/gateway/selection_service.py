@@ -98,8 +98,8 @@ class SelectionService:
     ) -> selection_pb2.ListRunsResponse:
         """Lists the runs that the caller may score."""
         caller = current_caller.get()
-        runs = [run for run in await self._runs.list() if caller.may("score", run.run_id, run.record.owner)]
-        return selection_pb2.ListRunsResponse(runs=[translate.run(run) for run in runs])
+        runs = await self._runs.list(lambda record: caller.may("score", record.spec.run_id, record.owner))
+        return selection_pb2.ListRunsResponse(runs=[translate.listed(run) for run in runs])
 
     async def delete_run(
         self, request: selection_pb2.DeleteRunRequest, context: Context

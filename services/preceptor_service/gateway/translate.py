@@ -18,7 +18,8 @@ from preceptor_service.gateway.status import text_of
 from preceptor_service.memory_bank.bank import Put, Sample
 from preceptor_service.memory_bank.ids import are_texts, as_texts
 from preceptor_service.reported_metrics import Reported
-from preceptor_service.runs import ActiveRun, Pinned
+from preceptor_service.run_store import RunRecord
+from preceptor_service.runs import ActiveRun, Pinned, StoredRun
 from preceptor_service.selected import Scored, Selected, Stages
 from preceptor_service.weight_versions import WeightsVersion
 
@@ -100,21 +101,22 @@ def failure(step: int, rank: int, error: PreceptorError) -> selection_pb2.Failur
     )
 
 
+def listed(run_: ActiveRun | StoredRun) -> run_pb2.Run:
+    """Returns a run as this gateway sees it, or what is stored of one that it does not serve."""
+    if isinstance(run_, ActiveRun):
+        return run(run_)
+    heads = run_.heads
+    return _stored(run_.record, heads.get("learner"), heads.get("reference"), heads.get("reference_fold_1"))
+
+
 def run(active: ActiveRun) -> run_pb2.Run:
     """Returns a run as this gateway sees it."""
-    counters, learner, reference = active.counters, active.learner, active.reference
-    return run_pb2.Run(
-        spec=spec_to_proto(active.spec),
-        create_time=_timestamp(active.record.create_time_s),
+    counters = active.counters
+    message = run_pb2.Run(
         columns=[
             run_pb2.Column(name=column.name, element_type=column.element_type, shape=column.shape)
             for column in active.columns
         ],
-        micro_batch_rows=active.micro_batch_rows,
-        learner_version=learner.version if learner else None,
-        learner_step=learner.step if learner else None,
-        reference_digest=reference.digest if reference else None,
-        reference_fold_1_digest=active.reference_fold_1.digest if active.reference_fold_1 else None,
         last_step=active.last_step,
         super_batches=counters.super_batches,
         candidates=counters.candidates,
@@ -122,14 +124,14 @@ def run(active: ActiveRun) -> run_pb2.Run:
         fallbacks=counters.fallbacks,
         failures=counters.failures,
         cost=_cost(active.cost),
-        owner=active.record.owner,
-        learner_commit_time=_timestamp(learner.commit_time_s) if learner else None,
         last_answer_time=None if counters.last_answer_time_s is None else _timestamp(counters.last_answer_time_s),
         control_super_batches=counters.control_super_batches,
         forward_time=_duration(counters.forward_s),
         answer_time=_duration(counters.answer_s),
         co_training_time=_duration(counters.co_training_s),
     )
+    message.MergeFrom(_stored(active.record, active.learner, active.reference, active.reference_fold_1))
+    return message
 
 
 def weights_version(version: WeightsVersion) -> weights_pb2.WeightsVersion:
@@ -151,6 +153,26 @@ def reported(found: Reported) -> selection_pb2.ListMetricsResponse:
             for name, values in found.series.items()
         ],
         damaged_pieces=found.damaged_pieces,
+    )
+
+
+def _stored(
+    record: RunRecord,
+    learner: WeightsVersion | None,
+    reference: WeightsVersion | None,
+    reference_fold_1: WeightsVersion | None,
+) -> run_pb2.Run:
+    """Returns what is told of a run by its record and its newest weights."""
+    return run_pb2.Run(
+        spec=spec_to_proto(record.spec),
+        create_time=_timestamp(record.create_time_s),
+        micro_batch_rows=record.micro_batch_rows,
+        learner_version=learner.version if learner else None,
+        learner_step=learner.step if learner else None,
+        learner_commit_time=_timestamp(learner.commit_time_s) if learner else None,
+        reference_digest=reference.digest if reference else None,
+        reference_fold_1_digest=reference_fold_1.digest if reference_fold_1 else None,
+        owner=record.owner,
     )
 
 

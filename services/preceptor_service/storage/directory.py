@@ -98,6 +98,15 @@ class DirectoryStorage:
         """Lists `runs/*/run.json`."""
         return sorted(path.parent.name for path in self._runs.glob("*/run.json"))
 
+    def record_tags(self) -> dict[str, str]:
+        """Looks at `runs/*/run.json`, which is never written to: another one is another file."""
+        tags = {}
+        for path in self._runs.glob("*/run.json"):
+            with suppress(FileNotFoundError, NotADirectoryError):  # deleted since it was listed
+                found = path.stat()
+                tags[path.parent.name] = f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+        return tags
+
     def has_record(self, run_id: str) -> bool:
         """Looks for the file."""
         return self._record(run_id).exists()

@@ -137,6 +137,11 @@ class ObjectStorage:
         """Lists `runs/`."""
         return sorted(match[1] for key in self._bucket.list("runs") if (match := _RECORD.fullmatch(key)))
 
+    def record_tags(self) -> dict[str, str]:
+        """Lists `runs/`, which has the tags."""
+        listed = self._bucket.list("runs").items()
+        return {match[1]: info.tag for key, info in listed if (match := _RECORD.fullmatch(key))}
+
     def has_record(self, run_id: str) -> bool:
         """Looks for the object."""
         return self.exists(_record(run_id))

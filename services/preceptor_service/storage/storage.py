@@ -74,6 +74,10 @@ class Storage(Protocol):
         """Returns the ids of all runs that have a record, sorted."""
         ...
 
+    def record_tags(self) -> dict[str, str]:
+        """Returns for each run that has a record what changes when there is another one of that name."""
+        ...
+
     def has_record(self, run_id: str) -> bool:
         """Tells whether there is a record of the run."""
         ...

@@ -118,7 +118,9 @@ class ListRunsResponse(google.protobuf.message.Message):
     RUNS_FIELD_NUMBER: builtins.int
     @property
     def runs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[preceptor.v1.run_pb2.Run]:
-        """By run id."""
+        """By run id. A run that the answering gateway has not served since it started
+        comes as it is stored: without `columns`, and without `last_step`.
+        """
 
     def __init__(
         self,
