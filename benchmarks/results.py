@@ -59,7 +59,9 @@ class Result:
     def save(self, directory: Path) -> None:
         """Writes the result over the last one of the same name."""
         directory.mkdir(exist_ok=True)
-        (directory / f"{self.name}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+        # Not `asdict(self)`: it makes pairs of what a Counter counts.
+        content = {**vars(self), "figures": [asdict(figure) for figure in self.figures]}
+        (directory / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def load(path: Path) -> Result:

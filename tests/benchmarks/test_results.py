@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
 from benchmarks import results
 from benchmarks.__main__ import BENCHMARKS
-from benchmarks.results import Figure
+from benchmarks.results import Figure, Result
 
 
 def test_every_benchmark_has_a_result_with_hardware_commit_and_command() -> None:
@@ -27,6 +30,13 @@ def test_results_tell_nothing_of_hosts_and_paths() -> None:
 
 def test_the_table_of_the_readme_is_the_one_that_the_results_give() -> None:
     assert results.table_of(BENCHMARKS.page.read_text()) == results.markdown(results.load_all(BENCHMARKS.results))
+
+
+def test_a_result_is_read_as_it_was_saved_whatever_was_counted(tmp_path: Path) -> None:
+    figures = [Figure("calls", 3, "", limit=2)]
+    result = Result("counts", "count", "0" * 40, "now", {}, {}, figures, {"codes": Counter({"OK": 2, "UNKNOWN": 1})})
+    result.save(tmp_path)
+    assert results.load_all(tmp_path) == [result]
 
 
 @pytest.mark.parametrize(
