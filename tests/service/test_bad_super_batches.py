@@ -151,9 +151,12 @@ def test_a_super_batch_above_the_limit_of_rows_is_refused(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("step", "rank"), [(-1, 0), (0, -1), (-(2**63), -(2**63))])
-def test_a_negative_step_or_rank_is_refused(run: Run, step: int, rank: int) -> None:
-    with pytest.raises(InvalidSuperBatchError, match=f"step is {step} and rank is {rank}; both start at 0"):
-        run.select(digits.candidates(0), sub_batch_size=1, step=step, rank=rank)
+def test_a_negative_step_or_rank_is_refused(raw: RawChannel, run: Run, step: int, rank: int) -> None:
+    failure = _failure(raw, run, *super_batch(digits.candidates(0), step=step, rank=rank))
+    assert (failure.code, failure.message) == (
+        "INVALID_ARGUMENT",
+        f"step is {step} and rank is {rank}; both start at 0",
+    )
 
 
 def test_a_negative_count_of_own_draws_is_refused(raw: RawChannel, run: Run) -> None:
