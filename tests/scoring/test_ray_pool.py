@@ -6,6 +6,7 @@ import gc
 import logging
 import pickle
 import weakref
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from preceptor.co_training import CoTraining
 from preceptor.errors import InternalError, PreceptorError, ResourceExhaustedError, WeightsNotFoundError
 from preceptor_service.byte_budget import ByteBudget
 from preceptor_service.scoring.pool import (
+    Deployed,
     Losses,
     MicroBatch,
     ScorerFailedError,
@@ -153,6 +155,9 @@ def test_whatever_else_ray_says_is_a_lost_scorer(error: Exception, caplog: pytes
 class HoardingHandle:
     """A deployment handle that keeps every argument, as Serve's router may, and that delivers by pickling."""
 
+    deployment_name = "Scorer"
+    deployment_id = DeploymentID("Scorer", "preceptor")
+
     def __init__(self) -> None:
         self.kept: list[Any] = []
         self.delivered: list[Any] = []
@@ -178,6 +183,29 @@ def test_a_scorer_gets_the_micro_batch_itself() -> None:
     assert isinstance(batch, MicroBatch)
     assert batch.columns["x"].tolist() == [0, 1, 2, 3]
     assert batch.row_count == 2
+
+
+@pytest.mark.parametrize(
+    ("failed_at", "named"),
+    [((), ()), (("a",), ("a",)), (("a", "a", "a"), ("a", "a", "a")), (("a", "b"), ()), (("a", "b", "a"), ())],
+)
+def test_scorers_that_failed_leave_a_micro_batch_to_others_while_there_are_some(
+    failed_at: tuple[str, ...], named: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorers = SimpleNamespace(status="HEALTHY", replica_states={"RUNNING": 2, "STARTING": 1})
+    application = SimpleNamespace(deployments={"Scorer": scorers})
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={"preceptor": application}))
+    handle = HoardingHandle()
+    pool = RayPool(handle, ByteBudget(1), load_timeout_s=1.0)  # type: ignore[arg-type]
+    batch = MicroBatch({"x": np.arange(4)}, 2, failed_at=failed_at)
+
+    async def twice() -> None:
+        await pool.losses(MODELS, batch)
+        assert pool.deployed() == Deployed(target=3, running=2, updating={"Scorer": False})
+        await pool.losses(MODELS, batch)
+
+    asyncio.run(twice())
+    assert [delivered.failed_at for delivered in handle.delivered] == [failed_at, named]
 
 
 def test_an_answered_micro_batch_is_let_go_even_where_the_router_keeps_the_request() -> None:

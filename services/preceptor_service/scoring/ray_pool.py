@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -82,9 +83,15 @@ class RayPool:
         self._in_flight = in_flight
         self._name = uuid.uuid4().hex
         self._load_timeout_s = load_timeout_s
+        self._running: int | None = None  # scorers, at the last look
 
     async def losses(self, models: ScoringModels, batch: MicroBatch) -> Losses:
-        """Scores one micro-batch on one replica; see `ScorerPool.losses`."""
+        """Scores one micro-batch on one replica; see `ScorerPool.losses`.
+
+        It goes without the names of those that failed with it where these are all that there are.
+        """
+        if self._running is not None and len(set(batch.failed_at)) >= self._running:
+            batch = replace(batch, failed_at=())
         parcel = _Parcel(batch)
         response = self._scorers.losses.remote(models, parcel, (self._name, self._in_flight.waiting))
         try:
@@ -122,9 +129,10 @@ class RayPool:
         if application is None or self._scorers.deployment_name not in application.deployments:
             return None
         replicas = application.deployments[self._scorers.deployment_name].replica_states.items()
+        running = self._running = sum(count for state, count in replicas if state == "RUNNING")
         return Deployed(
             target=sum(count for state, count in replicas if state != "STOPPING"),
-            running=sum(count for state, count in replicas if state == "RUNNING"),
+            running=running,
             updating={name: deployment.status == "UPDATING" for name, deployment in application.deployments.items()},
         )
 

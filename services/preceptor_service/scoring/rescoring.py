@@ -12,8 +12,8 @@ _PAUSES_S = (0.0, 0.1, 0.3, 1.0)
 """After each scorer that was lost with the micro-batch. One that kills all that it meets must not go on for ever."""
 _BACK_OFF_S = (0.05, 0.5)
 """First and longest pause while no scorer can be reached, which is not the micro-batch's fault."""
-_REFUSALS = 2
-"""So often scorers that failed leave the micro-batch to others before it is taken that there are none."""
+_REFUSALS = 20
+"""So often scorers that failed leave the micro-batch to others before it is taken that there are none: some 12 s."""
 
 
 class Rescoring:
