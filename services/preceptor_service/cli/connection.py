@@ -63,14 +63,25 @@ class Gateway:
         """Whether a token is given, in a file or by the environment."""
         return self.token_file is not None or bool(os.environ.get(_TOKEN, "").strip())
 
-    def connect(self, *, with_token: bool = True) -> SelectionClient:
-        """Returns a client of the gateway.
+    def connect(self) -> SelectionClient:
+        """Returns a client of a gateway that answers.
 
         Raises:
             ConfigError: a file cannot be read, or the options do not fit together.
+            UnavailableError: nobody answers: said at once, where a trainer's client would try again for a while.
         """
+        client = self.client(self._token())
         try:
-            return SelectionClient(self.target, token=self._token() if with_token else None, tls=self._tls())
+            client.is_serving()
+        except PreceptorError:
+            client.close()
+            raise
+        return client
+
+    def client(self, token: str | None = None) -> SelectionClient:
+        """Returns a client of the gateway, whether it answers or not; raises `ConfigError` as `connect`."""
+        try:
+            return SelectionClient(self.target, token=token, tls=self._tls())
         except OSError as error:
             raise ConfigError(file_problem(error)) from error
 
@@ -102,7 +113,10 @@ class Gateway:
 
     def _token(self) -> str | None:
         if self.token_file is not None:
-            return self.token_file.read_text().strip() or None
+            try:
+                return self.token_file.read_text().strip() or None
+            except OSError as error:
+                raise ConfigError(file_problem(error)) from error
         return os.environ.get(_TOKEN, "").strip() or None
 
     def _tls(self) -> Tls | None:

@@ -16,7 +16,7 @@ def health(
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the answer.")] = 5.0,
 ) -> None:
     """Ask a gateway for its health: status 0 where it serves, 1 where it drains or does not answer. Needs no token."""
-    with gateway.connect(with_token=False) as client:
+    with gateway.client() as client:
         serves = client.is_serving(timeout_s)
     sys.stdout.write("serving\n" if serves else "not serving\n")
     raise typer.Exit(0 if serves else 1)

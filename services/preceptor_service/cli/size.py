@@ -94,6 +94,8 @@ def size_trainer(
             }
         )
         _check_interval(interval)
+        if scorers < 1:
+            raise ValueError(f"--scorers is {scorers}; it must be 1 or above")
         if gateway_mb_per_second is not None and not gateway_mb_per_second > 0:
             raise ValueError(f"--gateway-mb-per-second is {gateway_mb_per_second:g}; it must be above 0")
         spec = None if model is None else _spec(model, model_config, task, score, cross_reference)
@@ -171,8 +173,6 @@ def _measured(
 
 def _read(client: SelectionClient, target: str, run_id: str, scorers: int, interval_s: float) -> tuple[RunSpec, _Rate]:
     """Returns a run's settings, and what this gateway scored for it per second and scorer, if it asked for no more."""
-    if scorers < 1:
-        raise ValueError(f"--scorers is {scorers}; it must be 1 or above")
     before, started = client.get_run(run_id).status(), time.monotonic()
     time.sleep(interval_s)
     after, elapsed_s = client.get_run(run_id).status(), time.monotonic() - started
