@@ -77,6 +77,10 @@ class Pipeline:
         self._threads = ThreadPoolExecutor(thread_name_prefix="preceptor-super-batch")
         self._least_charge_bytes = min(_LEAST_CHARGE_BYTES, in_flight.limit_bytes // 64)
 
+    def close(self) -> None:
+        """Ends its threads, once nothing is selected any more."""
+        self._threads.shutdown(wait=False)
+
     def expected_wait_s(self, run: ActiveRun) -> float:
         """Returns how long scorers need for what they were already given of `run`; 0 where nobody knows."""
         return self._in_flight.expected_wait_s(run.run_id)

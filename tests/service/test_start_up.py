@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from preceptor import SelectionClient
 from preceptor_service.app import RunningService, start_service
 from preceptor_service.config import ConfigError
-from tests.service.conftest import config
+from tests.service import digits
+from tests.service.conftest import config, target_of, wait_until
 
 
 @pytest.fixture
@@ -75,3 +78,18 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match=r"scorer\.device is 'cuda', and torch finds no GPU here"):
         start_service(config(tmp_path, scorer={"device": "cuda"}))
+
+
+def test_a_service_that_was_stopped_leaves_no_thread(start: Callable[..., RunningService]) -> None:
+    before = set(threading.enumerate())
+    service = start()
+    with SelectionClient(target_of(service)) as client:
+        run = client.create_run(digits.spec("ended", score="hard_learner"))
+        run.push_weights(digits.weights(1), step=0)
+        run.select(digits.candidates(1), 4, step=1)
+    service.stop()
+
+    def left() -> list[str]:
+        return [thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("preceptor-")]
+
+    wait_until(lambda: left() == [], "its threads ended")

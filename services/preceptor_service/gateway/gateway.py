@@ -72,7 +72,7 @@ class Gateway:
             config, run_store, weight_store, architectures, pool, self._forget, recorder.co_trained
         )
         hedging = Hedging(config.scorer.hedge_after_s if config.pool == "ray" else None)
-        pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s, hedging)
+        self._pipeline = pipeline = Pipeline(runs, pool, in_flight, config.scorer.micro_batch_timeout_s, hedging)
         admission = Admission(pipeline, config.gateway)
         uploads = Uploads(pipeline, admission, config.gateway)
         self._metrics = metrics
@@ -120,6 +120,7 @@ class Gateway:
         await self._watch.stop()
         await self._access.stop()
         self._close_metrics()
+        self._pipeline.close()
         await self._pool.close()
         await asyncio.to_thread(self._tracing.stop)
 
