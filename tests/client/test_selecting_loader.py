@@ -58,6 +58,12 @@ def pairs(count: int = 5, last_rows: int = B) -> list[tuple[torch.Tensor, torch.
     return [(images(k * B, rows), labels(k * B, rows)) for k, rows in enumerate(sizes)]
 
 
+def fail_the_first(stream: Stream, received: Received) -> None:
+    """Refuses one super-batch; those behind it, and it when it is offered again, are drawn from."""
+    stream.service.on_super_batch = draw
+    stream.fail(received, "INVALID_ARGUMENT", "SUPER_BATCH_INVALID", "label 99 is outside of 10 classes")
+
+
 def drawn_labels(loader: SelectingLoader) -> list[list[int]]:
     return [label.tolist() for _, label in loader]
 
@@ -395,12 +401,9 @@ def test_a_resumed_loader_that_is_iterated_twice_goes_on_at_the_same_place(
 
     first = iter(loader)
     if fails_first:
-        service.on_super_batch = lambda stream, received: stream.fail(
-            received, "INVALID_ARGUMENT", "SUPER_BATCH_INVALID", "label 99 is outside of 10 classes"
-        )
+        service.on_super_batch = fail_the_first
         with pytest.raises(InvalidSuperBatchError):
             next(first)
-        service.on_super_batch = draw
     second = iter(loader)
     assert [next(second)[1].tolist() for _ in range(2)] == expected[2:4]
     saved = loader.state_dict()
