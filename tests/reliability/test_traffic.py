@@ -54,6 +54,7 @@ def test_an_error_is_recorded_around_the_mark_in_which_it_happened() -> None:
     with Traffic([select]) as traffic:
         with traffic.mark("calm") as calm:
             traffic.wait_for_steps(2)
+        traffic.wait_for_steps(1)  # the one that began in the calm
         with traffic.mark("broken") as broken_mark:
             broken.set()
             traffic.wait_for_steps(2)
