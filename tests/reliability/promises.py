@@ -38,7 +38,11 @@ PROMISES = (
     _by("controller-down", "selection and pushes go on while Serve's controller or Ray's GCS is away"),
     _by("overload", "goodput holds at five times what is possible; who is refused hears it at once"),
     _by("cancel", "who gives up or goes silent leaves nothing behind"),
-    _by("memory", "gateway and scorers take no more memory after a million requests than after a hundred thousand"),
+    Promise(
+        "gateway and scorers take no more memory after a million requests than after a hundred thousand",
+        "memory",
+        ("memory-in-process", "memory-on-ray"),
+    ),
     _by("herd", "256 trainers come back together to a new gateway"),
     Promise("malformed messages end, fill and reveal nothing", "fuzz", tuple(f"fuzz-{what}" for what in _FUZZED)),
     Promise(

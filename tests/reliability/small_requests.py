@@ -1,4 +1,4 @@
-"""Small requests as fast as they go, through the shipped client, in a process of their own, for the proof `memory`.
+"""Small requests as fast as they go, through the shipped client, in a process of their own, for the proofs `memory-…`.
 
 Four trainers, of two runs, select with many super-batches in flight, and do now and then what a long life sees: score,
 push weights, look at the status, connect anew, and have a run that comes and goes. Reads lines of JSON, `Task` each,

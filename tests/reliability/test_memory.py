@@ -1,4 +1,4 @@
-"""The proof `memory` in seconds: it tells a leak from none."""
+"""The proof `memory-in-process` in seconds: it tells a leak from none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.reliability.memory import FIRST, LAST, Life, Stretch
 
 @pytest.mark.slow
 def test_a_leak_in_the_gateway_or_in_scorers_is_told_from_none() -> None:
-    figures, raw = memory.run(short=True)
+    figures, raw = memory.in_process(short=True)
 
     assert [figure for figure in figures if figure.is_missed] == [], raw
 
