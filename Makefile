@@ -15,7 +15,7 @@ demo: .venv/.installed ## Train with and without selection through a local servi
 	$(BIN)/python -m examples.demo --data $(DATA)
 
 test: .venv/.installed ## Run the tests, all but those that take half a minute or more each.
-	$(BIN)/python -m pytest -m "not ray and not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not ray and not long" -n 2 --dist loadfile --max-worker-restart=3
 	$(BIN)/python -m pytest -m "ray and not long"
 
 test-fast: .venv/.installed ## Run the tests that need neither Ray nor patience.

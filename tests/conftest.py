@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.crashed_workers import (  # noqa: F401  # hooks
+    pytest_handlecrashitem,
+    pytest_terminal_summary,
+    pytest_xdist_make_scheduler,
+)
 from tests.prerequisites import lacking
 from tests.stores import DirectoryPlace, ObjectPlace, Place
 

@@ -635,14 +635,15 @@ def test_what_was_done_while_nobody_waited_any_more_stands_in_the_ledger(
 def test_samples_of_steps_that_are_held_back_say_so_and_are_counted(
     client: SelectionClient, run_id: str, metrics: Metrics
 ) -> None:
-    run = ready(client, run_id, selector="top_k", control_fraction=0.5, seed=1)
+    bank = MemoryBank(1000, max_times_sampled=None)
+    run = ready(client, run_id, bank, selector="top_k", control_fraction=0.5, seed=1)
     remember(run, 0)
     held = []
-    for step in range(8):
+    for step in range(24):
         sampled = run.sample(2, step=step)
         assert run.sample(2, step=step).is_control == sampled.is_control == is_held_back(run.spec, step)
         held.append(sampled.is_control)
-    assert 0 < sum(held) < 8
+    assert 0 < sum(held) < 24
     assert run.status().control_super_batches == sum(held)
     assert metrics.value("preceptor_control_super_batches_total", run=run_id) == sum(held)
 
