@@ -71,6 +71,7 @@ _CONTROL_EVERY = 5000
 _WARM = 200
 _MANY = 10_000
 _LOOK_S = 0.2
+_DEADLINE_S, _GRACE_S = 2.0, 3.0
 _MIB = 1024 * 1024
 _GROWTH_MIB = 256
 
@@ -130,7 +131,7 @@ _SETTINGS: dict[str, Any] = {
         "answer_cache_bytes": _MIB,
     },
     "scorer": {"micro_batch_rows": 16},
-    "weights": {"max_bytes": 8 * _MIB, "grace_s": 1},
+    "weights": {"max_bytes": 8 * _MIB, "grace_s": _GRACE_S},
 }
 
 
@@ -213,11 +214,12 @@ class _Control:
     def __init__(self, client: SelectionClient) -> None:
         self._learner, self._reference = digits.weights(1), digits.weights(2)
         self._run = self._made(client, "control")
-        self._made(client, RUN_ID)
+        # Short: a trainer that says it has seen weights which do not exist is waited with, for each of its steps.
+        self._made(client, RUN_ID, deadline_s=_DEADLINE_S)
         self._step = 0
 
-    def _made(self, client: SelectionClient, name: str) -> Run:
-        run = client.create_run(digits.spec(name))
+    def _made(self, client: SelectionClient, name: str, **settings: Any) -> Run:
+        run = client.create_run(digits.spec(name, **settings))
         run.push_reference(self._reference)
         run.push_weights(self._learner, step=0)
         return run
