@@ -136,7 +136,7 @@ def test_a_run_begins_with_version_1_at_its_first_step(client: SelectionClient, 
 
 
 def test_a_step_that_was_left_out_is_named(client: SelectionClient, run_id: str) -> None:
-    run = ready(client, run_id, CoTraining(ranks=2), deadline_s=0.5)
+    run = ready(client, run_id, CoTraining(ranks=2), deadline_s=3.0)
     for rank in (0, 1):
         select(run, 0, rank)
     select(run, 1, 0)
