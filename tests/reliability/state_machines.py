@@ -18,8 +18,8 @@ from tests.reliability.store_machine import StoreMachine
 from tests.reliability.stream_machine import StreamMachine
 from tests.service.conftest import config, target_of
 
-STREAM_STORIES, SHORT_STREAM_STORIES = 2000, 10
-STORE_STORIES, SHORT_STORE_STORIES = 5000, 30
+STREAM_STORIES, SHORT_STREAM_STORIES = 500, 10
+STORE_STORIES, SHORT_STORE_STORIES = 1500, 30
 _STEPS = 30
 
 
