@@ -33,7 +33,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._root = Path(self._folder.name)
         self._store = store_with_runs(self._root, _KEEP, grace_s=_GRACE_S)
         self._models = {run_id: VersionsModel(_KEEP) for run_id in ("run", "other")}
-        self._pinned: dict[str, bytes] = {}
+        self._pinned: dict[tuple[str, str], bytes] = {}
 
     @rule(run_id=_RUNS, content=st.integers(1, 4), step=st.integers(0, 3), rewind=st.booleans(), late=st.booleans())
     def push(self, run_id: str, content: int, step: int, rewind: bool, late: bool) -> None:
@@ -66,12 +66,12 @@ class StoreMachine(RuleBasedStateMachine):
         """A super-batch begins on the newest version, and needs it until it is answered: for less than the grace."""
         head = self._store.head(run_id, "learner")
         if head is not None:
-            self._pinned[head.digest] = self._store.verify(head.digest).read_bytes()
+            self._pinned[run_id, head.digest] = self._store.verify(head.digest).read_bytes()
 
     @rule()
     def collect(self) -> None:
         self._store.collect()
-        for digest, content in self._pinned.items():
+        for (_, digest), content in self._pinned.items():
             self._agree(self._store.verify(digest).read_bytes(), content)
 
     @rule()
@@ -86,6 +86,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(run_id=_RUNS)
     def delete_and_create(self, run_id: str) -> None:
+        """The super-batches of a run end with it."""
+        self._pinned = {pin: content for pin, content in self._pinned.items() if pin[0] != run_id}
         RunStore(self._root).delete(run_id)
         self._store.delete_run(run_id)
         create_run(self._root, run_id)
