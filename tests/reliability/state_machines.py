@@ -19,7 +19,7 @@ from tests.reliability.stream_machine import StreamMachine
 from tests.service.conftest import config, target_of
 
 STREAM_STORIES, SHORT_STREAM_STORIES = 500, 10
-STORE_STORIES, SHORT_STORE_STORIES = 1500, 30
+STORE_STORIES, SHORT_STORE_STORIES = 5000, 30
 _STEPS = 30
 
 
