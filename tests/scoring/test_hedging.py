@@ -153,10 +153,10 @@ def test_scorers_that_all_hang_are_asked_a_bounded_number_of_times() -> None:
     async def scenario() -> None:
         scorers = Scorers(None)
         hedging = Hedging(AFTER_S / 10)
-        asking = [asyncio.create_task(hedging.first(scorers.ask, NEVER)) for _ in range(40)]
-        await scorers.until_asked(40 + 16)
+        asking = [asyncio.create_task(hedging.first(scorers.ask, NEVER)) for _ in range(100)]
+        await scorers.until_asked(100 + 64)
         await asyncio.wait(asking, timeout=10 * AFTER_S)
-        assert scorers.asked == 40 + 16
+        assert scorers.asked == 100 + 64
         scorers.wake.set()
         await asyncio.gather(*asking)
 
