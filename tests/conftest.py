@@ -30,6 +30,7 @@ def _left_objects_are_left_alone() -> Iterator[None]:
 
     Python 3.11.7 died of that now and then, in `gc.collect()` of some later test: a traceback that had outlived its
     frame. Whose it was is not known; thousands of calls of grpc.aio, written in Cython, had come and gone by then.
+    It has died once since, which `crashed_workers` outlives.
     """
     yield
     gc.freeze()

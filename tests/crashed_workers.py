@@ -14,7 +14,7 @@ from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 
-class Files(LoadFileScheduling):  # type: ignore[misc]  # it has no types
+class FileScheduling(LoadFileScheduling):  # type: ignore[misc]  # it has no types
     """`--dist loadfile` that outlives its workers."""
 
     def __init__(self, config: pytest.Config, log: Producer) -> None:
@@ -22,16 +22,8 @@ class Files(LoadFileScheduling):  # type: ignore[misc]  # it has no types
         self.crashed: set[str] = set()
         """Tests that ended a worker."""
 
-    def remove_node(self, node: WorkerController) -> str | None:
-        """Gives back what the worker left undone, and not, as xdist does, whatever it ever did."""
-        work = self.assigned_work[node]
-        for file in [file for file, tests in work.items() if all(tests.values())]:
-            del work[file]
-        crashed: str | None = super().remove_node(node)
-        return crashed
-
     def _reschedule(self, node: WorkerController) -> None:
-        """Keeps two tests ahead of a worker, which begins none before it knows the next; none ahead of a new one."""
+        """Keeps two tests ahead of a worker that has told its tests: it begins none before it knows the next."""
         if node not in self.registered_collections:
             return
         super()._reschedule(node)
@@ -40,14 +32,14 @@ class Files(LoadFileScheduling):  # type: ignore[misc]  # it has no types
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Files | None:
-    return Files(config, log) if config.getoption("dist") == "loadfile" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileScheduling | None:
+    return FileScheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport, sched: Any) -> None:
     """The first time it is no failure yet: the test is among those that are given back."""
-    if isinstance(sched, Files) and crashitem not in sched.crashed:
+    if isinstance(sched, FileScheduling) and crashitem not in sched.crashed:
         sched.crashed.add(crashitem)
         report.outcome = "rerun"  # type: ignore[assignment]  # what plugins that run tests again say
 

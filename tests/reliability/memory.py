@@ -88,7 +88,7 @@ _SHORT = Form(
     growth_percent=None,
 )
 """Tells a leak from none, and nothing else: so few requests say nothing of 2 %."""
-_ON_RAY = replace(_IN_PROCESS, pool="ray", scorers=2, sound=Stretch(FIRST, 180_000), leaky=Stretch(1_000, 10_000))
+_ON_RAY = replace(_IN_PROCESS, pool="ray", scorers=2, sound=Stretch(FIRST, 180_000), leaky=Stretch(2_000, 20_000))
 _SHORT_ON_RAY = replace(_SHORT, pool="ray", scorers=2)
 
 

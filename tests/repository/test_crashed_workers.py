@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 _CONFTEST = "from tests.crashed_workers import *\n"
-_GOOD = "".join(f"def test_{number}():\n    pass\n" for number in range(5))
+_SIZES = [12] * 10 + [4] * 15 + [2] * 15
+"""Tests of each file: enough that its worker had done some when it died, and that the rest has small ones."""
 _CRASHING = """
 import os, pathlib, signal
 
@@ -32,8 +33,9 @@ def _run(folder: Path, repository: Path, limit: int) -> subprocess.CompletedProc
     crashes = folder / "crashes"
     crashes.write_text("0")
     (folder / "conftest.py").write_text(_CONFTEST)
-    for number in range(12):
-        (folder / f"test_good_{number}.py").write_text(_GOOD if number % 2 else "def test_alone():\n    pass\n")
+    for number, size in enumerate(_SIZES):
+        good = "".join(f"def test_{each}():\n    time.sleep(0.02)\n" for each in range(size))
+        (folder / f"test_good_{number}.py").write_text(f"import time\n{good}")
     (folder / "test_crashing.py").write_text(_CRASHING.format(crashes=str(crashes), limit=limit))
     command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--max-worker-restart=3"]
     return subprocess.run(
@@ -41,7 +43,7 @@ def _run(folder: Path, repository: Path, limit: int) -> subprocess.CompletedProc
         cwd=repository,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=30,
         check=False,
     )
 
@@ -50,13 +52,13 @@ def _run(folder: Path, repository: Path, limit: int) -> subprocess.CompletedProc
 def test_tests_of_a_worker_that_died_are_run_again(tmp_path: Path, repository: Path) -> None:
     ran = _run(tmp_path, repository, limit=1)
     assert ran.returncode == 0, ran.stdout
-    assert "39 passed, 1 rerun" in ran.stdout
+    assert f"{sum(_SIZES) + 3} passed, 1 rerun" in ran.stdout
     assert "RUN AGAIN test_crashing.py::test_that_crashes: the interpreter of its worker died" in ran.stdout
 
 
 @pytest.mark.slow
-def test_a_test_that_ends_its_worker_twice_has_failed(tmp_path: Path, repository: Path) -> None:
-    ran = _run(tmp_path, repository, limit=2)
+def test_a_test_that_ends_its_worker_each_time_has_failed(tmp_path: Path, repository: Path) -> None:
+    ran = _run(tmp_path, repository, limit=99)
     assert ran.returncode == 1, ran.stdout
     assert "crashed while running 'test_crashing.py::test_that_crashes'" in ran.stdout
-    assert "1 failed" in ran.stdout
+    assert "3 failed" in ran.stdout  # and then no more workers are started

@@ -29,7 +29,7 @@ class Hedging:
     Not before `after_s`, nor before four times what the latest 16 answers took (their median, without loads of
     weights): where all scorers are slow, asking twice would make them slower. But the first time no later than
     after half of the time that is left: a second scorer needs the rest. Second questions are at most one in
-    twenty micro-batches, and 64 at once: as many as a few dozen trainers may have with a scorer when it hangs.
+    twenty micro-batches, and 64 at once: 16 were too few for 16 trainers (`make prove-chaos`).
 
     Args:
         after_s: seconds; None: never, where there is only one scorer.
