@@ -101,7 +101,7 @@ def service(settings: dict[str, Any], *, with_proxy: bool = False) -> Iterator[d
             **settings,
             "gateway": {"host": "127.0.0.1", "port": 0, **settings.get("gateway", {})},
             "metrics": {"host": "127.0.0.1", "port": 0},
-            "weights": {"path": str(Path(store))},
+            "weights": {**settings.get("weights", {}), "path": str(Path(store))},
         }
         with child("serve", json.dumps(config), *(["--with-proxy"] if with_proxy else [])) as running:
             yield {**running.hello, "store": store}

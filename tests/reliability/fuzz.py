@@ -71,7 +71,7 @@ _CONTROL_EVERY = 5000
 _WARM = 200
 _MANY = 10_000
 _LOOK_S = 0.2
-_DEADLINE_S, _GRACE_S = 10.0, 15.0
+_DEADLINE_S = 10.0
 _MIB = 1024 * 1024
 _GROWTH_MIB = 256
 
@@ -131,7 +131,6 @@ _SETTINGS: dict[str, Any] = {
         "answer_cache_bytes": _MIB,
     },
     "scorer": {"micro_batch_rows": 16},
-    "weights": {"max_bytes": 8 * _MIB, "grace_s": _GRACE_S},
 }
 
 
