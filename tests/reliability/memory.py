@@ -89,7 +89,8 @@ _SHORT = Form(
 )
 """Tells a leak from none, and nothing else: so few requests say nothing of 2 %."""
 _ON_RAY = replace(_IN_PROCESS, pool="ray", scorers=2, sound=Stretch(FIRST, 180_000), leaky=Stretch(2_000, 20_000))
-_SHORT_ON_RAY = replace(_SHORT, pool="ray", scorers=2)
+# Each of the two scorers sees half of the requests.
+_SHORT_ON_RAY = replace(_SHORT, pool="ray", scorers=2, leak_bytes=2 * _SHORT_LEAK_BYTES)
 
 
 class Growth(NamedTuple):
