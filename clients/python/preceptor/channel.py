@@ -195,7 +195,7 @@ class Connection:
             raise RuntimeError(
                 f"this SelectionClient was opened in process {self._pid} and is used in process {os.getpid()}, after a "
                 "fork; gRPC does not survive that. Select in the training process, not in a DataLoader worker, or "
-                "open a SelectionClient in this process"
+                "open a SelectionClient in a process that is spawned, not forked"
             )
         if self._closed:
             raise ClosedError(f"the client of {self.target} is closed; open a new SelectionClient")
