@@ -88,7 +88,7 @@ _SHORT = Form(
     growth_percent=None,
 )
 """Tells a leak from none, and nothing else: so few requests say nothing of 2 %."""
-_ON_RAY = replace(_IN_PROCESS, pool="ray", scorers=2, sound=Stretch(FIRST, 180_000), leaky=Stretch(2_000, 20_000))
+_ON_RAY = replace(_IN_PROCESS, pool="ray", scorers=2, sound=Stretch(FIRST, 300_000), leaky=Stretch(2_000, 20_000))
 # Each of the two scorers sees half of the requests.
 _SHORT_ON_RAY = replace(_SHORT, pool="ray", scorers=2, leak_bytes=2 * _SHORT_LEAK_BYTES)
 
