@@ -78,7 +78,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def unexpected(stderr: str) -> list[str]:
-    """The lines but those by which gRPC tells that its connection is of no use to a fork."""
+    """The lines but those by which gRPC tells that it did nothing before a fork."""
     return [line for line in stderr.splitlines() if not line.endswith("skipping fork() handlers")]
 
 

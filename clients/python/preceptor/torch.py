@@ -66,10 +66,10 @@ class SelectingLoader:
     what the first one would have; super-batches that were offered but not yielded are fetched and offered again. A
     wrapped loader that has `state_dict` and `load_state_dict` is resumed by them, any other by skipping.
 
-    Worker processes of a wrapped `DataLoader` read data and never select. Those that are forked, as by default on Linux
-    before Python 3.14, while a client is open may make gRPC log `skipping fork() handlers`, which is harmless; in a
-    process that opened and closed many clients one has been seen to die of gRPC's own handlers. With
-    `persistent_workers=True` they are forked once, with `multiprocessing_context="forkserver"` never from the trainer.
+    Worker processes of a wrapped `DataLoader` read data and never select. Forked ones, the default on Linux before
+    Python 3.14, start with a copy of the trainer's gRPC, which then may log `skipping fork() handlers` and, rarely, end
+    the worker: seen where clients were opened and closed while workers were forked. `persistent_workers=True` forks
+    once; `multiprocessing_context="forkserver"` forks another process than the trainer.
 
     For one trainer thread. One process per rank, each with its own client and its own shard of the data. Ranks whose
     loaders yield the same row counts get the same number of sub-batches; ranks with unequal shards do not, and nothing
